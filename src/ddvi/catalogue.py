@@ -1,0 +1,56 @@
+"""What can be named on the command line, with a line on each; imports nothing, so that `ddvi list` answers at once."""
+
+from __future__ import annotations
+
+DATASETS: dict[str, str] = {
+    "digits": "1,797 real handwritten digits, 8 x 8, grey values 0 to 16, embedded (scikit-learn)",
+    "mnist": "70,000 handwritten digits, 28 x 28, grey values 0 to 255",
+    "fashion_mnist": "70,000 pictures of clothing, 28 x 28, grey values 0 to 255",
+    "cifar": "CIFAR-10: 60,000 photographs of ten kinds of things, 3 x 32 x 32, values 0 to 255",
+}
+
+PRIORS: dict[str, str] = {
+    "pinwheel": "arms that wind outwards, one part per class",
+    "swiss_roll": "a spiral from the centre outwards, cut into one part per class",
+    "less_noisy_square": "the perimeter of a square, cut into one part per class",
+    "gaussian": "standard Gaussian",
+    "gaussian_mixture": "elongated Gaussians around a circle, one per class",
+}
+
+OBJECTIVES: dict[str, str] = {
+    "elbo": "the evidence lower bound, differentiated through the draws",
+    "importance_weighted": "the importance-weighted bound with K = samples draws",
+    "wake_sleep": "the paper's alternation of one ELBO step and sleep_steps steps on fantasies",
+    "reweighted_wake_sleep": "K = samples draws reweighted and one resampled, plus fantasies; no gradient through draws",
+    "adversarial": "reconstruction, and a discriminator between encoded data and the prior (aae alone)",
+}
+
+LIKELIHOODS: dict[str, str] = {
+    "auto": "chosen by looking at the data; the choice is printed",
+    "bernoulli": "binary entries; grey values in [0, 1] are binarised afresh at each pass",
+    "gaussian": "real entries with a learned scale; images dequantised, tables standardised per feature",
+    "poisson": "counts",
+    "categorical": "categories 0, 1, 2, …",
+}
+
+NOISE_SCHEDULES: dict[str, str] = {
+    "log_snr": "log signal-to-noise ratio linear from 8 to −4",
+    "cosine": "signal variance cos² of the time",
+    "linear_beta": "the paper's: step variances linear from 1e-4 to 0.02",
+}
+
+MEASURES: dict[str, tuple[str, str]] = {
+    "log_likelihood": ("exact log p(x), nats per example, by quadrature (D = 2)", "higher"),
+    "elbo": ("mean single-sample bound, nats per example", "higher"),
+    "iw_bound": ("importance-weighted bound with K draws, nats per example", "higher"),
+    "inference_gap": ("log_likelihood − elbo on the same examples: what the bound loses", "lower"),
+    "marginal_gap": ("KL(q(z|x) ‖ p(z|x)), nats", "lower"),
+    "bits_per_dimension": ("−log p(x) per pixel value in bits, of dequantised images", "lower"),
+    "latent_nll": ("does the aggregate posterior fill the prior? nats", "lower"),
+    "mmd": ("distance of the model's images from test images", "lower"),
+    "knn_accuracy": ("20-nearest-neighbour classification of test latents from training latents", "higher"),
+    "nmi": ("normalised mutual information of the prior's parts with the labels", "higher"),
+    "purity": ("share of examples in their cluster's most frequent class", "higher"),
+    "completeness": ("are a class's examples in one cluster?", "higher"),
+}
+"""What a run is judged by: meaning, and whether higher or lower is better."""

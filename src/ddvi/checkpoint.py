@@ -1,0 +1,92 @@
+"""The one checkpoint format: a safetensors file of every tensor, with everything else as JSON in its header.
+
+Written aside and renamed, so that a file is either whole or not there; nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ddvi.errors import InputError
+
+
+def write_aside(path: Path, write: Any) -> None:
+    """Call `write(temporary path)`, then rename: readers see the old file or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Write named tensors and JSON-able facts.
+
+    Args:
+        path: the file.
+        tensors: by name; moved to the CPU and made contiguous.
+        facts: numbers, text, lists and dictionaries.
+    """
+    plain = {name: tensor.detach().to("cpu").clone().contiguous() for name, tensor in tensors.items()}
+    write_aside(path, lambda temporary: save_file(plain, temporary, metadata={"ddvi": json.dumps(facts)}))
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `save` wrote.
+
+    Raises:
+        InputError: the file is missing, damaged, or not one of ours.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {})["ddvi"])
+            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118 (not a mapping)
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}; give the folder of a run that has been started") from None
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise InputError(
+            f"{path} is damaged or not a file of ddvi ({error}); restore it from a copy, or train anew with overwrite=true"
+        ) from None
+
+
+def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Copy weights into a model of the same composition.
+
+    Raises:
+        InputError: names or shapes differ.
+    """
+    try:
+        model.load_state_dict(dict(tensors), strict=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{path} holds the weights of another model: {reason}") from None
+
+
+def flatten_optimizer(name: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The tensors of an optimiser's state, as `optimizer/name/parameter/entry`."""
+    state = optimizer.state_dict()["state"]
+    return {f"optimizer/{name}/{i}/{key}": value for i, entry in state.items() for key, value in entry.items()}
+
+
+def restore_optimizer(name: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `flatten_optimizer` gave."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        kind, _, rest = key.partition("/")
+        if kind == "optimizer" and rest.startswith(f"{name}/"):
+            index, entry = rest.removeprefix(f"{name}/").split("/")
+            state.setdefault(int(index), {})[entry] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

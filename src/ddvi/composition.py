@@ -1,0 +1,208 @@
+"""From settings to a model and its training: the one place where names become objects."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddvi import likelihoods, networks, preprocessing
+from ddvi.data import Dataset
+from ddvi.errors import InputError
+from ddvi.methods import METHODS
+from ddvi.model import LatentVariableModel
+from ddvi.objectives.adversarial import Adversarial
+from ddvi.objectives.base import Objective
+from ddvi.objectives.elbo import ELBO, ImportanceWeighted
+from ddvi.objectives.wake_sleep import ReweightedWakeSleep, WakeSleep, WarmUp
+from ddvi.priors import make_prior
+from ddvi.settings import Settings
+from ddvi.training import Phase
+
+_IMAGE_SCALE = 0.25  # about the standard deviation of pixels in [0, 1], where a learned scale starts
+
+
+@dataclass(frozen=True)
+class Observations:
+    """What a model must know of the data it was made for; kept beside the weights, so that they load without the data."""
+
+    event_shape: tuple[int, ...]
+    likelihood: str
+    preprocessing: str
+    parts: int
+    maximum: float = 1.0
+    categories: int = 0
+    reason: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values by name."""
+        return dataclasses.asdict(self)
+
+
+def observe(dataset: Dataset, settings: Settings) -> Observations:
+    """Look at the data and choose likelihood and preprocessing, or check the user's choice.
+
+    Raises:
+        InputError: the data can't have the likelihood that the user wants.
+    """
+    x = dataset.train_x
+    both = torch.stack([torch.stack([part.min(), part.max()]).double() for part in (x, dataset.test_x)])
+    low, high = both[:, 0].min().item(), both[:, 1].max().item()
+    integers = not x.is_floating_point()
+    image = dataset.maximum is not None
+    colour = image and x.dim() == 4 and x.shape[1] > 1
+    binary = all(bool(((part == 0) | (part == 1)).all()) for part in (x, dataset.test_x))
+    facts = {"event_shape": tuple(x.shape[1:]), "parts": len(dataset.classes) or settings.parts}
+    name = settings.likelihood
+    if name == "auto":
+        if binary:
+            name, reason = "bernoulli", "all values are 0 or 1"
+        elif image and not colour:
+            name, reason = "bernoulli", "grey images, binarised afresh at each pass"
+        elif colour:
+            name, reason = "gaussian", "colour images"
+        elif integers and low >= 0:
+            name, reason = "poisson", "whole numbers from 0 on"
+        else:
+            name, reason = "gaussian", "real numbers, standardised per feature"
+    else:
+        reason = "as set"
+    span = f"values of {dataset.name} lie between {low:g} and {high:g}"
+    if name == "bernoulli":
+        if binary:
+            return Observations(**facts, likelihood=name, preprocessing="as_is", reason=reason)
+        maximum = dataset.maximum if image else 1.0
+        if low < 0 or high > maximum:
+            raise InputError(f"likelihood=bernoulli needs values in [0, 1], but {span}; use likelihood=auto")
+        return Observations(**facts, likelihood=name, preprocessing="binarise", maximum=maximum, reason=reason)
+    if name == "gaussian":
+        if image and integers:
+            maximum = float(dataset.maximum)
+            return Observations(**facts, likelihood=name, preprocessing="dequantise", maximum=maximum, reason=reason)
+        return Observations(**facts, likelihood=name, preprocessing="standardise", reason=reason)
+    if not integers or low < 0:
+        raise InputError(f"likelihood={name} needs whole numbers from 0 on, but {span}; use likelihood=auto")
+    categories = int(high) + 1 if name == "categorical" else 0
+    return Observations(**facts, likelihood=name, preprocessing="as_is", categories=categories, reason=reason)
+
+
+def build_model(settings: Settings, observations: Observations, train_x: Tensor | None = None) -> LatentVariableModel:
+    """A fresh model; parameters are drawn from torch's global state.
+
+    Args:
+        settings: the run's settings.
+        observations: from `observe`.
+        train_x: training data (N, *event), for constants that come from it; None where they will be loaded.
+
+    Raises:
+        InputError: settings that don't fit each other or the data.
+    """
+    prior = make_prior(settings.prior, settings.latent_size, observations.parts, settings.width or None)
+    event_shape = torch.Size(observations.event_shape)
+    kind = settings.network
+    if kind == "auto":
+        kind = "convolutional" if _suits_convolutions(event_shape) else "dense"
+    encoder, decoder = _networks(kind, settings, observations)
+    method = METHODS[settings.method]
+    available = settings.as_dict() | {"prior": prior if settings.prior_denoiser else None}
+    options = {name: available[name] for name in method.takes}
+    posterior = method.posterior_class()(encoder, settings.latent_size, **options)
+    discriminator = None
+    if not posterior.has_density:
+        size = settings.hidden_size
+        discriminator = nn.Sequential(networks.mlp(settings.latent_size, (size, size), 1), nn.Flatten(-2))
+    prepare = _preprocessing(observations)
+    if isinstance(prepare, preprocessing.Standardise) and train_x is not None:
+        prepare.fit(train_x)
+    return LatentVariableModel(prior, _likelihood(decoder, observations), posterior, prepare, discriminator)
+
+
+def make_objective(settings: Settings) -> Objective:
+    """The objective that the settings describe."""
+    bound = {"kl_weight": settings.kl_weight, "kl_rise": settings.kl_rise}
+    samples = {"samples": settings.samples} if settings.samples else {}
+    sleep = {"sleep_weight": settings.sleep_weight} if settings.sleep_weight else {}
+    if settings.sleep_levels:
+        sleep["levels"] = settings.sleep_levels
+    elbo = ELBO(**samples, **bound, path_gradient=settings.path_gradient)
+    match settings.objective:
+        case "elbo":
+            return elbo
+        case "importance_weighted":
+            return ImportanceWeighted(**samples, **bound)
+        case "wake_sleep":
+            return WakeSleep(elbo, settings.sleep_steps, **sleep)
+        case "reweighted_wake_sleep":
+            return ReweightedWakeSleep(**samples, **sleep)
+        case "adversarial":
+            return Adversarial(settings.adversarial_weight)
+        case other:
+            raise InputError(f"unknown objective '{other}'")
+
+
+def make_phases(settings: Settings) -> list[Phase]:
+    """Training from its first to its last epoch: warm-up, a frozen decoder, then everything."""
+    objective = make_objective(settings)
+    warm, frozen = settings.warmup, settings.freeze_decoder
+    phases = [
+        Phase(warm, WarmUp(settings.kl_weight)),
+        Phase(frozen, objective, frozenset({"likelihood"})),
+        Phase(settings.epochs - warm - frozen, objective),
+    ]
+    return [phase for phase in phases if phase.epochs > 0]
+
+
+def _suits_convolutions(event_shape: torch.Size) -> bool:
+    return len(event_shape) == 3 and event_shape[0] > 1 and not event_shape[1] % 8 and not event_shape[2] % 8
+
+
+def _networks(kind: str, settings: Settings, observations: Observations) -> tuple[nn.Module, nn.Module]:
+    event_shape, size = torch.Size(observations.event_shape), settings.hidden_size
+    categories = observations.categories
+    if kind == "convolutional":
+        if categories:
+            raise InputError("likelihood=categorical has no convolutional network; use network=dense")
+        encoder: nn.Module = networks.ConvolutionalEncoder(event_shape, size)
+        decoder: nn.Module = networks.ConvolutionalDecoder(settings.latent_size, event_shape, size)
+    else:
+        shape = torch.Size((*event_shape, categories)) if categories else event_shape
+        encoder = networks.DenseEncoder(math.prod(shape), size, settings.dropout)
+        decoder = networks.DenseDecoder(settings.latent_size, shape, size, settings.dropout)
+    if categories:
+        encoder = networks.TransformedEncoder(networks.OneHot(categories), encoder)
+    elif observations.likelihood == "poisson":
+        encoder = networks.TransformedEncoder(networks.Logarithm(), encoder)
+    return encoder, decoder
+
+
+def _likelihood(decoder: nn.Module, observations: Observations) -> likelihoods.Likelihood:
+    event_shape = torch.Size(observations.event_shape)
+    match observations.likelihood:
+        case "bernoulli":
+            return likelihoods.BernoulliLikelihood(decoder, event_shape)
+        case "gaussian":
+            shape = (event_shape[0], *[1] * (len(event_shape) - 1))
+            scale = _IMAGE_SCALE if observations.preprocessing == "dequantise" else 1.0
+            return likelihoods.GaussianLikelihood(decoder, event_shape, torch.full(shape, scale))
+        case "poisson":
+            return likelihoods.PoissonLikelihood(decoder, event_shape)
+        case "categorical":
+            return likelihoods.CategoricalLikelihood(decoder, event_shape, observations.categories)
+        case other:
+            raise InputError(f"unknown likelihood '{other}'")
+
+
+def _preprocessing(observations: Observations) -> preprocessing.Preprocessing:
+    match observations.preprocessing:
+        case "binarise":
+            return preprocessing.Binarise(observations.maximum)
+        case "dequantise":
+            return preprocessing.Dequantise(observations.maximum)
+        case "standardise":
+            return preprocessing.Standardise(torch.Size(observations.event_shape))
+        case _:
+            return preprocessing.AsIs()

@@ -1,0 +1,37 @@
+"""Errors that a user can act on.
+
+Every message is one sentence that says what was given, what is allowed and what to do. Nothing here imports torch, so
+that the command line can refuse a wrong name at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Something that the user gave (a name, a value, a file, an array) can't be used; nothing has been changed by then."""
+
+
+class TrainingError(RuntimeError):
+    """Training had to stop; the last good checkpoint is kept."""
+
+
+def check_name(kind: str, given: str, allowed: Iterable[str]) -> str:
+    """Return `given` if it is one of `allowed`, else refuse it and suggest the nearest.
+
+    Args:
+        kind: what is being named, in the singular ("prior", "method").
+        given: the name that the user wrote.
+        allowed: every name that exists.
+
+    Raises:
+        InputError: `given` is not in `allowed`.
+    """
+    names = list(allowed)
+    if given in names:
+        return given
+    close = difflib.get_close_matches(given.lower(), names, n=1, cutoff=0.5)
+    hint = f"; did you mean '{close[0]}'?" if close else ""
+    raise InputError(f"unknown {kind} '{given}' (choose from {', '.join(names)}){hint}")

@@ -1,0 +1,190 @@
+"""Likelihoods p_θ(x | z): a decoder network and a distribution over observations.
+
+The built-in ones are exponential families with independent entries,
+
+    log p(x | z) = ⟨T(x), η(z)⟩ − A(z) + h(x),
+
+so that scoring N observations against M latents, which the exact evidence needs, is one matrix product.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Callable
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Categorical, Distribution, Independent, Normal, Poisson
+from torch.nn import functional
+
+from ddvi.errors import InputError
+
+
+class Likelihood(nn.Module, abc.ABC):
+    """p_θ(x | z) over observations of shape `event_shape`."""
+
+    event_shape: torch.Size
+
+    @abc.abstractmethod
+    def forward(self, z: Tensor) -> Distribution:
+        """The distribution of x given z (*, D): batch shape (*), event shape `event_shape`."""
+
+    @abc.abstractmethod
+    def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        """log p(x | z) in nats; x (B, *event), z (*, B, D): shape (*, B)."""
+
+    @abc.abstractmethod
+    def pairwise_log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        """log p(x_n | z_m) in nats; x (N, *event), z (M, D): shape (N, M)."""
+
+
+class ExponentialFamily(Likelihood):
+    """An exponential family with independent entries; subclasses say what T, η, A and h are.
+
+    Args:
+        decoder: from z (*, D) to one parameter per entry, (*, *event) (for categories: (*, *event, categories)).
+        event_shape: shape of one observation.
+    """
+
+    def __init__(self, decoder: nn.Module, event_shape: torch.Size) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.event_shape = torch.Size(event_shape)
+
+    @abc.abstractmethod
+    def natural(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """η(z) flattened, (*, F), and A(z), (*)."""
+
+    @abc.abstractmethod
+    def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """T(x) flattened, (N, F), and h(x), (N,)."""
+
+    def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        parameters, log_partition = self.natural(z)
+        statistics, log_base = self.statistics(x)
+        return (statistics * parameters).sum(-1) - log_partition + log_base
+
+    def pairwise_log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        parameters, log_partition = self.natural(z)
+        statistics, log_base = self.statistics(x)
+        return torch.addmm(log_base[:, None] - log_partition, statistics, parameters.T)
+
+    def _independent(self, distribution: Distribution) -> Independent:
+        return Independent(distribution, len(self.event_shape))
+
+
+@final
+class BernoulliLikelihood(ExponentialFamily):
+    """Binary entries; the decoder gives logits."""
+
+    def forward(self, z: Tensor) -> Distribution:
+        return self._independent(Bernoulli(logits=self.decoder(z), validate_args=False))
+
+    def natural(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.decoder(z).flatten(-len(self.event_shape))
+        return logits, functional.softplus(logits).sum(-1)
+
+    def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.flatten(1), x.new_zeros(())[None].expand(len(x))
+
+
+@final
+class GaussianLikelihood(ExponentialFamily):
+    """Real entries with a learned scale, shared by each entry of `scale_shape`; the decoder gives means.
+
+    Args:
+        scale: initial scale, broadcastable to the event: (features,) for tables, (channels, 1, 1) for images.
+    """
+
+    def __init__(self, decoder: nn.Module, event_shape: torch.Size, scale: Tensor) -> None:
+        super().__init__(decoder, event_shape)
+        self.log_scale = nn.Parameter(scale.log())
+
+    def forward(self, z: Tensor) -> Distribution:
+        return self._independent(Normal(self.decoder(z), self.log_scale.exp(), validate_args=False))
+
+    def natural(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        scaled = (self.decoder(z) * (-self.log_scale).exp()).flatten(-len(self.event_shape))
+        return scaled, 0.5 * (scaled**2).sum(-1)
+
+    def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scaled = (x * (-self.log_scale).exp()).flatten(1)
+        constant = self.log_scale.expand(self.event_shape).sum() + 0.5 * scaled.shape[1] * math.log(2 * math.pi)
+        return scaled, -0.5 * (scaled**2).sum(-1) - constant
+
+
+@final
+class PoissonLikelihood(ExponentialFamily):
+    """Counts; the decoder gives log rates, kept below e^20 so that a wild one stays finite."""
+
+    def _log_rate(self, z: Tensor) -> Tensor:
+        return self.decoder(z).clamp_max(20.0)
+
+    def forward(self, z: Tensor) -> Distribution:
+        return self._independent(Poisson(self._log_rate(z).exp(), validate_args=False))
+
+    def natural(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        log_rate = self._log_rate(z).flatten(-len(self.event_shape))
+        return log_rate, log_rate.exp().sum(-1)
+
+    def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        counts = x.flatten(1)
+        return counts, -torch.lgamma(counts + 1).sum(-1)
+
+
+@final
+class CategoricalLikelihood(ExponentialFamily):
+    """Entries with values 0 … categories − 1; the decoder gives logits (*, *event, categories)."""
+
+    def __init__(self, decoder: nn.Module, event_shape: torch.Size, categories: int) -> None:
+        super().__init__(decoder, event_shape)
+        self.categories = categories
+
+    def forward(self, z: Tensor) -> Distribution:
+        return self._independent(Categorical(logits=self.decoder(z), validate_args=False))
+
+    def natural(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        logits = functional.log_softmax(self.decoder(z), -1).flatten(-len(self.event_shape) - 1)
+        return logits, logits.new_zeros(()).expand(logits.shape[:-1])
+
+    def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        hot = functional.one_hot(x.long(), self.categories).flatten(1)
+        dtype = next(self.parameters()).dtype
+        return hot.to(dtype), torch.zeros(len(x), dtype=dtype, device=x.device)
+
+
+@final
+class DistributionLikelihood(Likelihood):
+    """A user's own likelihood: any module or function from z (*, D) to a torch distribution over x.
+
+    Args:
+        build: z (*, D) to a distribution of batch shape (*) and event shape `event_shape`.
+        event_shape: shape of one observation.
+
+    Raises:
+        InputError: the distribution's shapes differ from these.
+    """
+
+    def __init__(self, build: nn.Module | Callable[[Tensor], Distribution], event_shape: torch.Size) -> None:
+        super().__init__()
+        self.build = build
+        self.event_shape = torch.Size(event_shape)
+
+    def forward(self, z: Tensor) -> Distribution:
+        distribution = self.build(z)
+        if distribution.event_shape != self.event_shape or distribution.batch_shape != z.shape[:-1]:
+            raise InputError(
+                f"the likelihood gave batch shape {tuple(distribution.batch_shape)} and event shape"
+                f" {tuple(distribution.event_shape)} for z of shape {tuple(z.shape)}, but batch shape"
+                f" {tuple(z.shape[:-1])} and event shape {tuple(self.event_shape)} are needed; wrap it in"
+                " torch.distributions.Independent"
+            )
+        return distribution
+
+    def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        return self(z).log_prob(x)
+
+    def pairwise_log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        return self(z).log_prob(x[:, None])

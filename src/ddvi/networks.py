@@ -1,0 +1,185 @@
+"""Networks: encoders from an observation to features, decoders from a latent to parameters, and the denoiser."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ddvi.errors import InputError
+
+
+def mlp(
+    features: int, hidden: tuple[int, ...], out: int | None = None, dropout: float = 0.0, slope: float = 0.01
+) -> nn.Sequential:
+    """Fully connected leaky-ReLU layers, and a linear one at the end where `out` is given."""
+    layers: list[nn.Module] = []
+    for size in hidden:
+        layers += [nn.Linear(features, size), nn.LeakyReLU(slope, inplace=True)]
+        if dropout > 0:
+            layers.append(nn.Dropout(dropout))
+        features = size
+    if out is not None:
+        layers.append(nn.Linear(features, out))
+    return nn.Sequential(*layers)
+
+
+class DenseEncoder(nn.Module):
+    """Observation (B, *event), flattened, to features (B, hidden_size).
+
+    Args:
+        in_features: entries of an observation, once flattened.
+        hidden_size: width of the two layers.
+        dropout: probability that a hidden unit is dropped in training.
+    """
+
+    def __init__(self, in_features: int, hidden_size: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.out_features = hidden_size
+        self.layers = mlp(in_features, (hidden_size, hidden_size), dropout=dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x.flatten(1))
+
+
+class DenseDecoder(nn.Module):
+    """Latent (*, D) to one parameter per entry of the observation (*, *event)."""
+
+    def __init__(self, latent_size: int, event_shape: torch.Size, hidden_size: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.event_shape = event_shape
+        self.layers = mlp(latent_size, (hidden_size, hidden_size), math.prod(event_shape), dropout)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.layers(z).unflatten(-1, self.event_shape)
+
+
+class Logarithm(nn.Module):
+    """Counts x to log(1 + x), for encoders."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.log1p(x)
+
+
+class OneHot(nn.Module):
+    """Categories (B, *event) to indicators (B, *event, categories), for encoders."""
+
+    def __init__(self, categories: int) -> None:
+        super().__init__()
+        self.categories = categories
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.one_hot(x.long(), self.categories).to(x.dtype)
+
+
+class TransformedEncoder(nn.Module):
+    """An encoder that sees a fixed transform of the observation."""
+
+    def __init__(self, transform: nn.Module, encoder: nn.Module) -> None:
+        super().__init__()
+        self.out_features = encoder.out_features
+        self.transform = transform
+        self.encoder = encoder
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.encoder(self.transform(x))
+
+
+class ConvolutionalEncoder(nn.Module):
+    """Image (B, channels, height, width), sides divisible by 8, to features (B, hidden_size).
+
+    Four convolutions with strides 1, 2, 2, 2. Group normalisation rather than batch normalisation: an example's loss
+    must not depend on what else is in the batch, nor a bound on the running statistics of fantasies.
+    """
+
+    def __init__(
+        self, event_shape: torch.Size, hidden_size: int, channels: tuple[int, ...] = (16, 32, 64, 128)
+    ) -> None:
+        super().__init__()
+        depth, height, width = _image_shape(event_shape)
+        self.out_features = hidden_size
+        layers: list[nn.Module] = []
+        for index, size in enumerate(channels):
+            stride = 1 if index == 0 else 2
+            layers += [nn.Conv2d(depth, size, 3, stride, 1), nn.GroupNorm(8, size), nn.LeakyReLU(inplace=True)]
+            depth = size
+        self.convolutions = nn.Sequential(*layers)
+        self.dense = mlp(channels[-1] * (height // 8) * (width // 8), (hidden_size,))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dense(self.convolutions(x).flatten(1))
+
+
+class ConvolutionalDecoder(nn.Module):
+    """Latent (*, D) to one parameter per pixel value (*, channels, height, width): four transposed convolutions."""
+
+    def __init__(
+        self,
+        latent_size: int,
+        event_shape: torch.Size,
+        hidden_size: int,
+        channels: tuple[int, ...] = (128, 64, 32, 16),
+    ) -> None:
+        super().__init__()
+        self.event_shape = event_shape
+        depth, height, width = _image_shape(event_shape)
+        self.dense = mlp(latent_size, (hidden_size, channels[0] * (height // 8) * (width // 8)))
+        self.unflatten = nn.Unflatten(-1, (channels[0], height // 8, width // 8))
+        layers: list[nn.Module] = []
+        for size, following in zip(channels, channels[1:], strict=False):
+            layers += [
+                nn.ConvTranspose2d(size, following, 4, 2, 1),
+                nn.GroupNorm(8, following),
+                nn.LeakyReLU(inplace=True),
+            ]
+        self.convolutions = nn.Sequential(*layers, nn.ConvTranspose2d(channels[-1], depth, 3, 1, 1))
+
+    def forward(self, z: Tensor) -> Tensor:
+        images = self.unflatten(self.dense(z)).flatten(0, -4)
+        return self.convolutions(images).unflatten(0, z.shape[:-1])
+
+
+def _image_shape(event_shape: torch.Size) -> tuple[int, int, int]:
+    if len(event_shape) != 3 or event_shape[1] % 8 or event_shape[2] % 8:
+        raise InputError(
+            f"convolutions need images of channels × height × width with sides divisible by 8, not {tuple(event_shape)};"
+            " use network=dense"
+        )
+    return event_shape[0], event_shape[1], event_shape[2]
+
+
+class Denoiser(nn.Module):
+    """(z_t, t, context) to 2 D corrections of the prediction of z_0; zero at initialisation.
+
+    Each layer adds an embedding of t, the first one a projection of the context as well. Both are computed once per
+    step or per example, not once per draw.
+
+    Args:
+        inputs: features per draw (z_t and whatever is known about it).
+        latent_size: D.
+        context_size: size of the context c(x).
+        steps: T.
+        hidden_size: width of the layers.
+        layers: number of hidden layers.
+    """
+
+    def __init__(
+        self, inputs: int, latent_size: int, context_size: int, steps: int, hidden_size: int = 128, layers: int = 3
+    ) -> None:
+        super().__init__()
+        self.steps = steps
+        self.entrance = nn.Linear(inputs, hidden_size)
+        self.context = nn.Linear(context_size, hidden_size, bias=False)
+        self.hidden = nn.ModuleList(nn.Linear(hidden_size, hidden_size) for _ in range(layers - 1))
+        self.time = nn.Parameter(torch.randn(layers, steps, hidden_size) * 0.1)
+        self.exit = nn.Linear(hidden_size, 2 * latent_size)
+        nn.init.zeros_(self.exit.weight)
+        nn.init.zeros_(self.exit.bias)
+
+    def forward(self, inputs: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        """Inputs (*S, B, ·), t integers 1 … T broadcastable to (*S, B), `context` (B, hidden) as `self.context` gave it."""
+        h = nn.functional.silu(self.entrance(inputs) + self.time[0, t - 1] + context)
+        for index, layer in enumerate(self.hidden, start=1):
+            h = nn.functional.silu(layer(h) + self.time[index, t - 1])
+        return self.exit(h)

@@ -1,0 +1,123 @@
+"""Noise schedules and the noising process r.
+
+The auxiliary variables of a diffusion posterior are noised copies z_1 … z_T of the latent variable z = z_0, made by a
+Markov chain that the user fixes:
+
+    r(z_t | z_{t-1}) = N( (α_t/α_{t-1}) z_{t-1}, (1 − α_t²/α_{t-1}²) I ),    α_0 = 1,  α_t² + σ_t² = 1.
+
+Its marginals and, by Bayes' rule, its steps back are Gaussian too:
+
+    r(z_t | z_0)          = N( α_t z_0, σ_t² I )
+    r(z_{t-1} | z_t, z_0) = N( w0_t z_0 + wt_t z_t, v_t I ),    t ≥ 2.
+
+Source: Ho et al., Denoising Diffusion Probabilistic Models, 2020, equations 2 to 7; Kingma et al., Variational
+Diffusion Models, 2021, section 2, for schedules in terms of the signal-to-noise ratio.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ddvi.catalogue import NOISE_SCHEDULES
+from ddvi.errors import InputError, check_name
+
+
+def log_snr_schedule(steps: int) -> Tensor:
+    """α_t² with log(α_t²/σ_t²) falling linearly from 8 at t = 1 to −4 at t = T, shape (T,)."""
+    start, stop = (8.0, -4.0) if steps > 1 else (-4.0, -4.0)
+    return torch.sigmoid(torch.linspace(start, stop, steps, dtype=torch.float64))
+
+
+def cosine_schedule(steps: int) -> Tensor:
+    """α_t² = cos²(π/2 · t/(T + 1)), shape (T,) (after Nichol & Dhariwal 2021, equation 17)."""
+    t = torch.arange(1, steps + 1, dtype=torch.float64)
+    return torch.cos(0.5 * math.pi * t / (steps + 1)) ** 2
+
+
+def linear_beta_schedule(steps: int) -> Tensor:
+    """α_t² = Π_s (1 − β_s), β linear from 1e-4 to 0.02, shape (T,) (Ho et al. 2020; the schedule of the DDVI paper)."""
+    return torch.cumprod(1 - torch.linspace(1e-4, 0.02, steps, dtype=torch.float64), dim=0)
+
+
+SCHEDULES: dict[str, Callable[[int], Tensor]] = {
+    "log_snr": log_snr_schedule,
+    "cosine": cosine_schedule,
+    "linear_beta": linear_beta_schedule,
+}
+
+
+class NoisingProcess(nn.Module):
+    """The chain r with T steps; every constant is a buffer of shape (T + 1,), indexed by t.
+
+    Args:
+        steps: T, at least 1.
+        schedule: a name in `SCHEDULES`.
+
+    Raises:
+        InputError: fewer than one step, or an unknown schedule.
+    """
+
+    alpha: Tensor
+    sigma: Tensor
+    weight_start: Tensor
+    weight_current: Tensor
+    step_variance: Tensor
+
+    def __init__(self, steps: int, schedule: str = "log_snr") -> None:
+        super().__init__()
+        if steps < 1:
+            raise InputError(f"a noising process has at least 1 step, not {steps}")
+        alpha_squared = SCHEDULES[check_name("noise schedule", schedule, NOISE_SCHEDULES)](steps)
+        alpha_squared = torch.cat([torch.ones(1, dtype=torch.float64), alpha_squared])
+        sigma_squared = 1 - alpha_squared
+        # Of the step from t − 1 to t; entry 0 is never used and entry 1 of the steps back stands for z_0 itself.
+        ratio_squared = torch.ones_like(alpha_squared)
+        ratio_squared[1:] = alpha_squared[1:] / alpha_squared[:-1]
+        noise = 1 - ratio_squared
+        previous_sigma_squared = torch.cat([sigma_squared[:1], sigma_squared[:-1]])
+        previous_alpha = torch.cat([alpha_squared[:1], alpha_squared[:-1]]).sqrt()
+        safe = sigma_squared.clone()
+        safe[0] = 1.0
+        constants = {
+            "alpha": alpha_squared.sqrt(),
+            "sigma": sigma_squared.sqrt(),
+            "weight_start": previous_alpha * noise / safe,
+            "weight_current": ratio_squared.sqrt() * previous_sigma_squared / safe,
+            "step_variance": previous_sigma_squared * noise / safe,
+        }
+        self.steps = steps
+        # Kept in double precision beside the buffers, so that a cast to float64 gets digits and not padded float32.
+        self._constants = constants
+        for name, value in constants.items():
+            self.register_buffer(name, value.to(torch.get_default_dtype()), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NoisingProcess:
+        super()._apply(fn, recurse)
+        for name, value in self._constants.items():
+            setattr(self, name, value.to(getattr(self, name)))
+        return self
+
+    def at(self, constant: Tensor, t: Tensor) -> Tensor:
+        """`constant[t]` with a trailing axis, to multiply latents of shape (*t.shape, D)."""
+        return constant[t].unsqueeze(-1)
+
+    def marginal(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of r(z_t | z_0 = z); z is (*, D), t integers broadcastable to (*,)."""
+        return self.at(self.alpha, t) * z, self.at(self.sigma, t) ** 2
+
+    def step_back(self, z: Tensor, z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of r(z_{t-1} | z_t, z_0 = z) for t ≥ 2, shapes as in `marginal`."""
+        mean = self.at(self.weight_start, t) * z + self.at(self.weight_current, t) * z_t
+        return mean, self.at(self.step_variance, t)
+
+    def path(self, z: Tensor) -> Tensor:
+        """One draw of (z_0, z_1 … z_T) from r given z_0 = z of shape (*, D): shape (T + 1, *, D)."""
+        path = [z]
+        for t in range(1, self.steps + 1):
+            ratio = self.alpha[t] / self.alpha[t - 1]
+            path.append(ratio * path[-1] + (1 - ratio**2).clamp_min(0).sqrt() * torch.randn_like(z))
+        return torch.stack(path)

@@ -1,0 +1,152 @@
+"""What every approximate posterior q(z, a | x) can do.
+
+A posterior is a module: `forward(x)` runs its encoder once and returns a `Conditional`, the distribution of the latent
+variable z and of the auxiliary variables a, if it has any, given that batch. A conditional knows two things about
+itself: how to draw (z, a) together with
+
+    log_ratio = log q(z, a | x) − log r(a | z),
+
+and how to score a (z, a) that it is given. From these follow every bound: the evidence lower bound averages
+log p(x, z) − log_ratio over draws from q, and the average of log_ratio over a ~ r(a | z) is a lower bound on log q(z | x).
+Without auxiliary variables r = 1 and log_ratio is log q(z | x) itself.
+
+Shapes: a batch of B observations gives `batch_shape` (B,), with labels broadcast in front of it (labels, B); draws are
+(*sample_shape, *batch_shape, D); a path stacks z and the auxiliary variables in front, (1 + auxiliaries, *…, D).
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ddvi.errors import InputError
+
+VARIANCE_FLOOR = 1e-6
+
+
+class Draw(NamedTuple):
+    """Draws from q(z, a | x)."""
+
+    z: Tensor
+    """(*sample_shape, *batch_shape, D), reparameterised."""
+    log_ratio: Tensor
+    """log q(z, a | x) − log r(a | z), shape (*sample_shape, *batch_shape), nats."""
+    path: Tensor
+    """z and the auxiliary variables, (1 + auxiliaries, *sample_shape, *batch_shape, D)."""
+
+
+class Conditional(abc.ABC):
+    """q(z, a | x) for one batch of observations."""
+
+    auxiliaries: int = 0
+    """How many auxiliary variables of the latent's size there are."""
+
+    @abc.abstractmethod
+    def draw(self, sample_shape: tuple[int, ...] = ()) -> Draw:
+        """Draw (z, a) and score them in one go."""
+
+    @abc.abstractmethod
+    def log_ratio(self, path: Tensor) -> Tensor:
+        """Score a path (1 + auxiliaries, *sample_shape, *batch_shape, D): shape (*sample_shape, *batch_shape)."""
+
+    @abc.abstractmethod
+    def reverse_path(self, z: Tensor) -> Tensor:
+        """The path that begins with z of shape (*, *batch_shape, D) and goes on with one draw a ~ r(a | z)."""
+
+    @abc.abstractmethod
+    def log_bound(self, z: Tensor, levels: int | None = None) -> Tensor:
+        """An unbiased estimate of E_r(a|z)[ log_ratio ] ≤ log q(z | x), exact where there are no auxiliary variables.
+
+        It is what sleep and simulator training maximise.
+
+        Args:
+            z: (*, *batch_shape, D).
+            levels: how many of the terms of a chain are drawn; all of them if None. No effect without a chain.
+        """
+
+    def log_prob(self, z: Tensor, samples: int = 100) -> tuple[Tensor, Tensor]:
+        """Importance-sampled log q(z | x) and its standard error.
+
+            log q(z | x) ≈ log 1/K Σ_k exp( log q(z, a_k | x) − log r(a_k | z) ),   a_k ~ r(a | z)
+
+        biased downwards, exact with standard error 0 where there are no auxiliary variables.
+
+        Args:
+            z: (*, *batch_shape, D).
+            samples: K, at least 2 unless exact.
+
+        Returns:
+            Two tensors (*, *batch_shape), in nats; the standard error is that of the delta method.
+        """
+        if not self.auxiliaries:
+            value = self.log_ratio(z[None])
+            return value, torch.zeros_like(value)
+        if samples < 2:
+            raise InputError(f"importance sampling of log q(z|x) needs at least 2 samples, not {samples}")
+        ratios = self.log_ratio(self.reverse_path(z.expand(samples, *z.shape)))
+        value = ratios.logsumexp(0) - math.log(samples)
+        return value, (ratios - value).exp().std(0) / math.sqrt(samples)
+
+
+class Posterior(nn.Module, abc.ABC):
+    """q(z, a | x) as a function of x: encoder, label embedding and whatever a subclass builds from the features.
+
+    Args:
+        encoder: from observations (B, *event) to features (B, encoder.out_features).
+        latent_size: D.
+        labels: number of classes for q(z, a | x, label); 0 without labels.
+
+    Raises:
+        InputError: D is not positive.
+    """
+
+    has_density: ClassVar[bool] = True
+
+    def __init__(self, encoder: nn.Module, latent_size: int, labels: int = 0) -> None:
+        super().__init__()
+        if latent_size < 1:
+            raise InputError(f"the latent size is at least 1, not {latent_size}")
+        self.latent_size = latent_size
+        self.encoder = encoder
+        self.features = int(encoder.out_features)  # type: ignore[arg-type]
+        self.label = nn.Embedding(labels, self.features) if labels else None
+
+    def encode(self, x: Tensor, label: Tensor | None = None) -> Tensor:
+        """Features (*batch_shape, features) of x (B, *event); a label broadcasts against (B,), after the encoder."""
+        features = self.encoder(x)
+        if label is None:
+            return features
+        if self.label is None:
+            raise InputError("a label was given to a posterior without labels; build it with labels=C")
+        return features + self.label(label)
+
+    @abc.abstractmethod
+    def condition(self, features: Tensor) -> Conditional:
+        """The conditional for features (*batch_shape, features)."""
+
+    def forward(self, x: Tensor, label: Tensor | None = None) -> Conditional:
+        return self.condition(self.encode(x, label))
+
+    def stopped_log_ratio(self, features: Tensor, path: Tensor) -> Tensor:
+        """Score `path` with the parameters held fixed, so that gradients flow through the path alone.
+
+        For path-gradient estimators (Roeder et al. 2017; Tucker et al. 2019). Shapes as in `Conditional.log_ratio`.
+        """
+        scorer = _Scorer(self)
+        fixed = {name: parameter.detach() for name, parameter in scorer.named_parameters()}
+        return torch.func.functional_call(scorer, fixed, (features.detach(), path))
+
+
+class _Scorer(nn.Module):
+    """`functional_call` replaces parameters for the length of a `forward`: this makes scoring one."""
+
+    def __init__(self, posterior: Posterior) -> None:
+        super().__init__()
+        self.posterior = posterior
+
+    def forward(self, features: Tensor, path: Tensor) -> Tensor:
+        return self.posterior.condition(features).log_ratio(path)

@@ -1,0 +1,249 @@
+"""The diffusion posterior of denoising diffusion variational inference.
+
+The auxiliary variables are noised latents z_1 … z_T, and r is the noising process, fixed (`ddvi.noise`). The posterior
+starts from a Gaussian and denoises:
+
+    z_T ~ q(z_T | x) = N( α_T m, α_T² s² + σ_T² ),    z_{t-1} ~ q(z_{t-1} | z_t, x),    t = T … 1.
+
+Each step predicts z_0 given z_t as N(ẑ, ŝ²) and pushes the prediction through the noising process's own step back:
+
+    q(z_{t-1} | z_t, x) = N( w0_t ẑ + wt_t z_t,  v_t + w0_t² ŝ² ),    at t = 1: N(ẑ, ŝ²).
+
+The prediction is anchored: with Gaussian m(x), s(x) from the encoder, the exact denoiser of N(m, s²) is
+
+    N( (σ_t² m + α_t s² z_t)/c_t,  s² σ_t²/c_t ),    c_t = α_t² s² + σ_t²,
+
+and a network corrects its mean, in units of its standard deviation, and its log variance. With the corrections at zero
+the chain is the Gaussian posterior N(m, s²) exactly and the bound loses nothing to the chain, so that diffusion starts
+as the variational autoencoder and refines it.
+
+Source: Piriyakulkij, Wang, Kuleshov, Denoising Diffusion Variational Inference, AAAI 2025. Learned variances, anchor and
+the prior's own denoiser are ours.
+"""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from ddvi import gaussians
+from ddvi.networks import Denoiser
+from ddvi.noise import NoisingProcess
+from ddvi.posteriors.base import VARIANCE_FLOOR, Conditional, Draw, Posterior
+from ddvi.posteriors.gaussian import GaussianHead
+from ddvi.priors import Prior
+
+_LARGEST_LOG_FACTOR = 6.0  # of a variance against its anchor: e^±6 either way
+
+
+@final
+class DiffusionConditional(Conditional):
+    """The chain z_T → … → z_0.
+
+    Args:
+        posterior: the networks.
+        start: mean and variance of the Gaussian whose noised version is q(z_T | x), (*batch_shape, D).
+        anchor: mean and variance of the Gaussian whose exact denoiser the network corrects; usually the same.
+        context: what the denoiser knows of x, (*batch_shape, denoiser_size).
+    """
+
+    def __init__(
+        self,
+        posterior: DiffusionPosterior,
+        start: tuple[Tensor, Tensor],
+        anchor: tuple[Tensor, Tensor],
+        context: Tensor,
+    ) -> None:
+        self.posterior = posterior
+        self.noise = posterior.noise
+        self.auxiliaries = posterior.noise.steps
+        self.start_mean, self.start_variance = start
+        self.mean, self.variance = anchor
+        self.context = context
+
+    def predict(self, z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the prediction of z_0; z_t is (*, *batch_shape, D), t broadcastable to z_t.shape[:-1]."""
+        alpha, sigma = self.noise.at(self.noise.alpha, t), self.noise.at(self.noise.sigma, t)
+        total = alpha**2 * self.variance + sigma**2
+        mean = (sigma**2 * self.mean + alpha * self.variance * z_t) / total
+        variance = self.variance * sigma**2 / total
+        whitened = (z_t - alpha * self.mean) * total.rsqrt()
+        correction, log_factor = self.posterior.correction(z_t, whitened, t, self.context).chunk(2, -1)
+        log_factor = _LARGEST_LOG_FACTOR * torch.tanh(log_factor / _LARGEST_LOG_FACTOR)
+        return mean + variance.sqrt() * correction, (variance * log_factor.exp()).clamp_min(VARIANCE_FLOOR)
+
+    def step(self, z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of q(z_{t-1} | z_t, x), shapes as in `predict`."""
+        mean, variance = self.predict(z_t, t)
+        step_mean, step_variance = self.noise.step_back(mean, z_t, t)
+        return step_mean, step_variance + self.noise.at(self.noise.weight_start, t) ** 2 * variance
+
+    def start(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance of q(z_T | x), (*batch_shape, D)."""
+        mean, sigma_squared = self.noise.marginal(self.start_mean, self._last)
+        return mean, self.noise.at(self.noise.alpha, self._last) ** 2 * self.start_variance + sigma_squared
+
+    def draw(self, sample_shape: tuple[int, ...] = ()) -> Draw:
+        mean, variance = self.start()
+        shape = (*sample_shape, *mean.shape)
+        z_t = gaussians.sample(mean, variance, shape)
+        path, means, variances = [z_t], [mean.expand(shape)], [variance.expand(shape)]
+        for t in self._levels.flip(0):
+            mean, variance = self.step(z_t, t)
+            z_t = gaussians.sample(mean, variance)
+            path.append(z_t)
+            means.append(mean)
+            variances.append(variance.expand(shape))
+        stacked = torch.stack(path[::-1])
+        # Scored after the chain, all steps at once.
+        log_q = gaussians.log_prob(stacked, torch.stack(means[::-1]), torch.stack(variances[::-1])).sum(0)
+        return Draw(z_t, log_q - self.log_reverse(stacked), stacked)
+
+    def log_ratio(self, path: Tensor) -> Tensor:
+        step_mean, step_variance = self.step(path[1:], self._levels_for(path[1:]))
+        log_q = gaussians.log_prob(path[:-1], step_mean, step_variance).sum(0)
+        return log_q + gaussians.log_prob(path[-1], *self.start()) - self.log_reverse(path)
+
+    def log_reverse(self, path: Tensor) -> Tensor:
+        """log r(z_1:T | z_0) = log r(z_T | z_0) + Σ_{t ≥ 2} log r(z_{t-1} | z_t, z_0)."""
+        z, last = path[0], path[-1]
+        value = gaussians.log_prob(last, *self.noise.marginal(z, self._last))
+        if self.noise.steps == 1:
+            return value
+        steps = self.noise.step_back(z, path[2:], self._levels_for(path[1:])[1:])
+        return value + gaussians.log_prob(path[1:-1], *steps).sum(0)
+
+    def reverse_path(self, z: Tensor) -> Tensor:
+        return self.noise.path(z)
+
+    def log_bound(self, z: Tensor, levels: int | None = None) -> Tensor:
+        """E_r[ log q(z_0|z_1,x) ] − Σ_{t≥2} E_r KL( r(z_{t-1}|z_t,z_0) ‖ q(z_{t-1}|z_t,x) ) − KL( r(z_T|z_0) ‖ q(z_T|x) ).
+
+        Every KL in closed form, each z_t drawn once from its marginal. With `levels` of the T terms, drawn uniformly
+        per example, the sum is T/levels times theirs; the z_T term is always there.
+        """
+        steps = self.noise.steps
+        if levels is None or levels >= steps:
+            t = self._levels_for(z.expand(steps, *z.shape))
+        else:
+            t = torch.randint(1, steps + 1, (levels, *z.shape[:-1]), device=z.device)
+        mean, variance = self.noise.marginal(z, t)
+        z_t = gaussians.sample(mean, variance, (t.shape[0], *z.shape))
+        q_mean, q_variance = self.step(z_t, t)
+        r_mean, r_variance = self.noise.step_back(z, z_t, t)
+        first = (t == 1).expand(z_t.shape[:-1])
+        # r(z_0|z_1,z_0) is a point: its term is the density itself. The filler keeps the unused branch finite.
+        r_variance = torch.where(first.unsqueeze(-1), q_variance, r_variance)
+        terms = torch.where(
+            first,
+            gaussians.log_prob(z, q_mean, q_variance),
+            -gaussians.kl_divergence(r_mean, r_variance, q_mean, q_variance),
+        )
+        last = gaussians.kl_divergence(*self.noise.marginal(z, self._last), *self.start())
+        return terms.sum(0) * (steps / t.shape[0]) - last
+
+    @property
+    def _levels(self) -> Tensor:
+        return torch.arange(1, self.noise.steps + 1, device=self.mean.device)
+
+    @property
+    def _last(self) -> Tensor:
+        return torch.tensor(self.noise.steps, device=self.mean.device)
+
+    def _levels_for(self, stacked: Tensor) -> Tensor:
+        """t = 1 … T shaped to broadcast against stacked latents (T, *, D) without their last axis."""
+        return self._levels.view(-1, *[1] * (stacked.dim() - 2))
+
+
+@final
+class DiffusionPosterior(Posterior):
+    """q(z_T | x) Π_t q(z_{t-1} | z_t, x), see the module.
+
+    Args:
+        steps: T.
+        noise: name of the noise schedule, see `ddvi.noise`.
+        denoiser_size: width of the denoiser's layers.
+        denoiser_layers: their number.
+        prior: a prior whose own denoiser E[z_0 | z_t] is given to the network as an input, for D = 2; None without.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        latent_size: int,
+        labels: int = 0,
+        steps: int = 10,
+        noise: str = "log_snr",
+        denoiser_size: int = 128,
+        denoiser_layers: int = 3,
+        prior: Prior | None = None,
+    ) -> None:
+        super().__init__(encoder, latent_size, labels)
+        self.noise = NoisingProcess(steps, noise)
+        self.anchor = GaussianHead(self.features, latent_size)
+        self.prior_denoiser = PriorDenoiser(prior, self.noise) if prior is not None and latent_size == 2 else None
+        inputs = 2 + (self.prior_denoiser is not None)
+        self.denoiser = Denoiser(
+            inputs * latent_size, latent_size, self.features, steps, denoiser_size, denoiser_layers
+        )
+
+    def condition(self, features: Tensor) -> DiffusionConditional:
+        anchor = self.anchor.gaussian(features)
+        return DiffusionConditional(self, anchor, anchor, self.denoiser.context(features))
+
+    def without_context(self, features: Tensor) -> DiffusionConditional:
+        """The simpler model that warm-up trains: the start depends on x, the steps denoise the prior alone."""
+        mean, variance = self.anchor.gaussian(features)
+        standard = torch.zeros_like(mean), torch.ones_like(variance)
+        return DiffusionConditional(self, (mean, variance), standard, features.new_zeros(()))
+
+    def correction(self, z_t: Tensor, whitened: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        """The network's output (*, 2 D) for z_t (*, D), the same in units of its own spread, and t."""
+        inputs = [z_t, whitened]
+        if self.prior_denoiser is not None:
+            inputs.append(self.prior_denoiser(z_t, t))
+        return self.denoiser(torch.cat(inputs, -1), t, context)
+
+
+@final
+class PriorDenoiser(nn.Module):
+    """E[z_0 | z_t] under the prior, tabulated per t on a grid and interpolated, for D = 2.
+
+    Estimated from draws z_i of the prior, Σ_i z_i N(z_t; α_t z_i, σ_t² I) / Σ_i N(z_t; α_t z_i, σ_t² I): any prior with
+    `sample` will do, and as an input to a network it needn't be exact.
+    """
+
+    table: Tensor
+    extent: Tensor
+
+    def __init__(self, prior: Prior, noise: NoisingProcess, cells: int = 128, draws: int = 4096) -> None:
+        super().__init__()
+        self.cells = cells
+        with torch.no_grad():
+            generator = torch.Generator().manual_seed(0)
+            points = prior.sample((draws,), generator=generator).to(torch.float32)
+            extent = points.abs().max() + 1
+            axis = torch.linspace(-1, 1, cells) * extent
+            grid = torch.cartesian_prod(axis, axis)
+            table = []
+            for alpha, sigma in zip(noise.alpha[1:].tolist(), noise.sigma[1:].tolist(), strict=True):
+                for part in grid.split(2048):
+                    log_weight = -0.5 * torch.cdist(part, alpha * points) ** 2 / sigma**2
+                    table.append(log_weight.softmax(-1) @ points)
+        # (t, cell of the first coordinate, cell of the second) in rows, so that one index finds a pair.
+        self.register_buffer("table", torch.cat(table).to(torch.get_default_dtype()), persistent=False)
+        self.register_buffer("extent", extent.to(torch.get_default_dtype()), persistent=False)
+
+    def forward(self, z_t: Tensor, t: Tensor) -> Tensor:
+        """z_t (*, 2), t broadcastable to (*,): (*, 2), by bilinear interpolation, constant beyond the grid."""
+        position = ((z_t / self.extent).clamp(-1, 1) + 1) * (0.5 * (self.cells - 1))
+        corner = position.detach().floor().clamp_max(self.cells - 2)
+        u, v = (position - corner).unsqueeze(-1).unbind(-2)
+        i, j = corner.long().unbind(-1)
+        row = ((t - 1) * self.cells + i) * self.cells + j
+        table, below = self.table, self.cells
+        near = table[row] * (1 - v) + table[row + 1] * v
+        far = table[row + below] * (1 - v) + table[row + below + 1] * v
+        return near * (1 - u) + far * u

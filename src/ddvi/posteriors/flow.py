@@ -1,0 +1,114 @@
+"""Normalizing-flow posteriors: a Gaussian base pushed through inverse autoregressive layers, both conditioned on x.
+
+    ε ~ N( m(x), diag s(x)² ),    z = f_x(ε),    log q(z | x) = log N(ε) − log |det ∂f_x/∂ε|
+
+An inverse autoregressive layer makes z_i from ε_i and ε_{<i}: all coordinates at once when drawing, one after the other
+when scoring a given z. Every second layer has the order reversed.
+
+Source: Kingma et al., Improving Variational Inference with Inverse Autoregressive Flow, 2016. Layers: zuko.
+"""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+import zuko
+from torch import Tensor, nn
+from torch.distributions import Transform
+
+from ddvi import gaussians
+from ddvi.posteriors.base import Conditional, Draw, Posterior
+from ddvi.posteriors.gaussian import GaussianHead
+
+
+class ConditionalFlow(nn.Module):
+    """A flow on R^D given a context (*, context_size), equal to its Gaussian base at initialisation."""
+
+    def __init__(
+        self, context_size: int, latent_size: int, layers: int, hidden_features: tuple[int, ...] = (64, 64)
+    ) -> None:
+        super().__init__()
+        self.base = GaussianHead(context_size, latent_size)
+        self.layers = nn.ModuleList()
+        for index in range(layers):
+            order = torch.arange(latent_size)
+            layer = zuko.flows.MaskedAutoregressiveTransform(
+                latent_size, context_size, order=order.flip(0) if index % 2 else order, hidden_features=hidden_features
+            )
+            last = layer.hyper[-1]
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+            self.layers.append(layer)
+
+    def forward(self, context: Tensor) -> FlowDensity:
+        mean, variance = self.base.gaussian(context)
+        return FlowDensity(mean, variance, [layer(context) for layer in self.layers])
+
+
+@final
+class FlowDensity:
+    """The density of z = f_n ∘ … ∘ f_1(ε), ε ~ N(mean, variance)."""
+
+    def __init__(self, mean: Tensor, variance: Tensor, transforms: list[Transform]) -> None:
+        self.mean = mean
+        self.variance = variance
+        self.transforms = transforms
+
+    def draw(self, sample_shape: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
+        """z (*sample_shape, *batch_shape, D) and log q(z | x), one pass a layer."""
+        z = gaussians.sample(self.mean, self.variance, (*sample_shape, *self.mean.shape))
+        log_prob = gaussians.log_prob(z, self.mean, self.variance)
+        for transform in self.transforms:
+            z, log_determinant = transform.call_and_ladj(z)
+            log_prob = log_prob - log_determinant
+        return z, log_prob
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log q(z | x) of given z, D passes a layer."""
+        log_determinant = z.new_zeros(())
+        for transform in reversed(self.transforms):
+            z, contribution = transform.inv.call_and_ladj(z)
+            log_determinant = log_determinant + contribution
+        return gaussians.log_prob(z, self.mean, self.variance) + log_determinant
+
+
+@final
+class FlowConditional(Conditional):
+    """A flow as q(z | x)."""
+
+    def __init__(self, density: FlowDensity) -> None:
+        self.density = density
+
+    def draw(self, sample_shape: tuple[int, ...] = ()) -> Draw:
+        z, log_prob = self.density.draw(sample_shape)
+        return Draw(z, log_prob, z[None])
+
+    def log_ratio(self, path: Tensor) -> Tensor:
+        return self.density.log_prob(path[0])
+
+    def reverse_path(self, z: Tensor) -> Tensor:
+        return z[None]
+
+    def log_bound(self, z: Tensor, levels: int | None = None) -> Tensor:
+        return self.density.log_prob(z)
+
+
+@final
+class FlowPosterior(Posterior):
+    """q(z | x) by inverse autoregressive layers, see the module.
+
+    Args:
+        flow_layers: number of layers.
+        context_size: size of the projection of the features that conditions them.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, latent_size: int, labels: int = 0, flow_layers: int = 4, context_size: int = 64
+    ) -> None:
+        super().__init__(encoder, latent_size, labels)
+        self.context = nn.Linear(self.features, context_size)
+        self.flow = ConditionalFlow(context_size, latent_size, flow_layers)
+
+    def condition(self, features: Tensor) -> FlowConditional:
+        return FlowConditional(self.flow(self.context(features)))

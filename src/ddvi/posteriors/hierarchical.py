@@ -1,0 +1,71 @@
+"""The hierarchical posterior: an auxiliary variable of the latent's size, both drawn by flows.
+
+    a ~ q(a | x),    z ~ q(z | x, a),    r(a | z) = N(0, I)
+
+Source: Ranganath et al., Hierarchical Variational Models, 2016; Maaløe et al., Auxiliary Deep Generative Models, 2016.
+"""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from ddvi import gaussians
+from ddvi.posteriors.base import Conditional, Draw, Posterior
+from ddvi.posteriors.flow import ConditionalFlow, FlowDensity
+
+
+@final
+class HierarchicalConditional(Conditional):
+    """q(a | x) q(z | x, a) against r(a) = N(0, I)."""
+
+    auxiliaries = 1
+
+    def __init__(self, posterior: HierarchicalPosterior, context: Tensor) -> None:
+        self.posterior = posterior
+        self.context = context
+        self.auxiliary: FlowDensity = posterior.auxiliary_flow(context)
+
+    def draw(self, sample_shape: tuple[int, ...] = ()) -> Draw:
+        a, log_auxiliary = self.auxiliary.draw(sample_shape)
+        z, log_latent = self.latent_given(a).draw()
+        return Draw(z, log_auxiliary + log_latent - gaussians.standard_log_prob(a), torch.stack([z, a]))
+
+    def log_ratio(self, path: Tensor) -> Tensor:
+        z, a = path
+        log_auxiliary = self.auxiliary.log_prob(a) - gaussians.standard_log_prob(a)
+        return log_auxiliary + self.latent_given(a).log_prob(z)
+
+    def reverse_path(self, z: Tensor) -> Tensor:
+        return torch.stack([z, torch.randn_like(z)])
+
+    def log_bound(self, z: Tensor, levels: int | None = None) -> Tensor:
+        return self.log_ratio(self.reverse_path(z))
+
+    def latent_given(self, a: Tensor) -> FlowDensity:
+        """q(z | x, a) for a of shape (*, *batch_shape, D)."""
+        return self.posterior.latent_flow(torch.nn.functional.silu(self.context + self.posterior.entrance(a)))
+
+
+@final
+class HierarchicalPosterior(Posterior):
+    """q(a | x) q(z | x, a) by inverse autoregressive flows, see the module.
+
+    Args:
+        flow_layers: number of layers of each of the two flows.
+        context_size: size of the projection of the features that conditions them.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, latent_size: int, labels: int = 0, flow_layers: int = 4, context_size: int = 64
+    ) -> None:
+        super().__init__(encoder, latent_size, labels)
+        self.context = nn.Linear(self.features, context_size)
+        self.auxiliary_flow = ConditionalFlow(context_size, latent_size, flow_layers)
+        self.entrance = nn.Linear(latent_size, context_size)
+        self.latent_flow = ConditionalFlow(context_size, latent_size, flow_layers)
+
+    def condition(self, features: Tensor) -> HierarchicalConditional:
+        return HierarchicalConditional(self, self.context(features))

@@ -1,0 +1,56 @@
+"""The posterior of the adversarial autoencoder: a deterministic encoder without a density.
+
+Source: Makhzani et al., Adversarial Autoencoders, 2015.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn, final
+
+from torch import Tensor, nn
+
+from ddvi.errors import InputError
+from ddvi.posteriors.base import Conditional, Draw, Posterior
+
+
+@final
+class ImplicitConditional(Conditional):
+    """The point z = f(x) (*batch_shape, D); whatever needs a density is refused."""
+
+    def __init__(self, z: Tensor) -> None:
+        self.z = z
+
+    def draw(self, sample_shape: tuple[int, ...] = ()) -> Draw:
+        """The point itself; its log_ratio is NaN, since it has none."""
+        z = self.z.expand(*sample_shape, *self.z.shape)
+        return Draw(z, z.new_full(z.shape[:-1], float("nan")), z[None])
+
+    def log_ratio(self, path: Tensor) -> NoReturn:
+        self._refuse()
+
+    def reverse_path(self, z: Tensor) -> NoReturn:
+        self._refuse()
+
+    def log_bound(self, z: Tensor, levels: int | None = None) -> NoReturn:
+        self._refuse()
+
+    @staticmethod
+    def _refuse() -> NoReturn:
+        raise InputError(
+            "an adversarial autoencoder's encoder is a point, not a density: log q(z|x) and every bound need"
+            " another posterior (vae, iaf_vae, h_iaf_vae, ddvi)"
+        )
+
+
+@final
+class ImplicitPosterior(Posterior):
+    """z = f(x), see the module."""
+
+    has_density = False
+
+    def __init__(self, encoder: nn.Module, latent_size: int, labels: int = 0) -> None:
+        super().__init__(encoder, latent_size, labels)
+        self.head = nn.Linear(self.features, latent_size)
+
+    def condition(self, features: Tensor) -> ImplicitConditional:
+        return ImplicitConditional(self.head(features))

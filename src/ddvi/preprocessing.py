@@ -1,0 +1,95 @@
+"""From data as stored to observations as modelled: binarised, dequantised, standardised.
+
+Each is a module, so that its constants are kept with the weights, and works on whole batches on the device. What is
+random draws from torch's global state, which training and evaluation seed.
+"""
+
+from __future__ import annotations
+
+import abc
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+
+class Preprocessing(nn.Module, abc.ABC):
+    """Raw data (B, *event) to observations (B, *event)."""
+
+    @abc.abstractmethod
+    def forward(self, raw: Tensor) -> Tensor:
+        """The observation that the model sees."""
+
+    @abc.abstractmethod
+    def picture(self, raw: Tensor) -> Tensor:
+        """The data without randomness, on the scale of the likelihood's mean."""
+
+
+@final
+class Binarise(Preprocessing):
+    """Grey values 0 … maximum as probabilities of a one, drawn afresh at each pass."""
+
+    def __init__(self, maximum: float) -> None:
+        super().__init__()
+        self.register_buffer("maximum", torch.tensor(float(maximum)))
+
+    def forward(self, raw: Tensor) -> Tensor:
+        grey = self.picture(raw)
+        return (torch.rand_like(grey) < grey).to(grey.dtype)
+
+    def picture(self, raw: Tensor) -> Tensor:
+        return raw / self.maximum
+
+
+@final
+class Dequantise(Preprocessing):
+    """Integers 0 … maximum made continuous on [0, 1] with uniform noise, drawn afresh at each pass (Theis et al. 2016)."""
+
+    def __init__(self, maximum: float) -> None:
+        super().__init__()
+        self.levels = int(maximum) + 1
+
+    def forward(self, raw: Tensor) -> Tensor:
+        noise = torch.rand(raw.shape, device=raw.device, dtype=torch.get_default_dtype())
+        return (raw + noise) / self.levels
+
+    def picture(self, raw: Tensor) -> Tensor:
+        return (raw + 0.5) / self.levels
+
+
+@final
+class Standardise(Preprocessing):
+    """Each feature shifted and scaled; to mean 0 and standard deviation 1 on the data that `fit` was given."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, event_shape: torch.Size) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(event_shape))
+        self.register_buffer("scale", torch.ones(event_shape))
+
+    def fit(self, train_x: Tensor) -> None:
+        """Take the constants from training data (N, *event)."""
+        data = train_x.to(torch.float64)
+        scale = data.std(0, correction=0)
+        self.mean.copy_(data.mean(0))
+        # Pixels of images may be constant; features of tables may not, and are refused when read.
+        self.scale.copy_(torch.where(scale > 0, scale, 1.0))
+
+    def forward(self, raw: Tensor) -> Tensor:
+        return (raw - self.mean) / self.scale
+
+    def picture(self, raw: Tensor) -> Tensor:
+        return self(raw)
+
+
+@final
+class AsIs(Preprocessing):
+    """Binary data, counts and categories, as floating-point numbers."""
+
+    def forward(self, raw: Tensor) -> Tensor:
+        return raw.to(torch.get_default_dtype())
+
+    def picture(self, raw: Tensor) -> Tensor:
+        return self(raw)

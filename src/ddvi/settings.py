@@ -1,0 +1,248 @@
+"""All settings of a run: names, meaning, defaults, allowed values; torch-free, so that a typo is refused at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ddvi.catalogue import DATASETS, LIKELIHOODS, NOISE_SCHEDULES, OBJECTIVES, PRIORS
+from ddvi.errors import InputError, check_name
+from ddvi.methods import ALIASES, METHODS
+
+DATASET_ALIASES = {"cifar10": "cifar"}
+
+
+def setting(
+    default: Any,
+    meaning: str,
+    *,
+    choices: Iterable[str] = (),
+    minimum: float | None = None,
+    above: float | None = None,
+    maximum: float | None = None,
+) -> Any:
+    """A field of `Settings`, with what `ddvi list` says of it and what is allowed."""
+    metadata = {"meaning": meaning, "choices": tuple(choices), "minimum": minimum, "above": above, "maximum": maximum}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides a run. `resolve` makes one from what a user wrote."""
+
+    dataset: str = setting("digits", "a name from the list, or the path of a .npz or .npy file")
+    method: str = setting("ddvi", "the approximate posterior", choices=METHODS)
+    prior: str = setting("pinwheel", "p(z)", choices=PRIORS)
+
+    epochs: int = setting(60, "passes over the training data", minimum=1)
+    batch_size: int = setting(128, "examples per step", minimum=1)
+    lr: float = setting(1e-3, "Adam's learning rate at its highest", above=0)
+    schedule: str = setting("cosine", "of the learning rate", choices=("cosine", "constant"))
+    clip_norm: float = setting(10.0, "largest gradient norm; 0 switches clipping off", minimum=0)
+    seed: int = setting(0, "of everything random", minimum=0)
+
+    objective: str = setting(
+        "auto", "what training maximises; auto takes the method's own", choices=("auto", *OBJECTIVES)
+    )
+    samples: int = setting(0, "K, draws per example in training; 0 takes the objective's own", minimum=0)
+    kl_weight: float = setting(1.0, "weight of the divergence in training; 1 is the bound", minimum=0)
+    kl_rise: float = setting(0.0, "share of training over which kl_weight rises linearly from 0", minimum=0, maximum=1)
+    path_gradient: bool = setting(False, "elbo and wake_sleep: score log q with parameters held fixed")
+    sleep_steps: int = setting(3, "wake_sleep: steps on fantasies per step on data", minimum=0)
+    sleep_weight: float = setting(0.0, "weight of the sleep term; 0 takes the objective's own", minimum=0)
+    sleep_levels: int = setting(
+        0, "terms of the chain's bound drawn per example; 0 takes the objective's own", minimum=0
+    )
+    warmup: int = setting(0, "ddvi: epochs with the simpler model first", minimum=0)
+    freeze_decoder: int = setting(0, "epochs with a frozen decoder, after warmup", minimum=0)
+    adversarial_weight: float = setting(20.0, "aae: weight of fooling the discriminator, in nats", above=0)
+
+    latent_size: int = setting(2, "D", minimum=1)
+    hidden_size: int = setting(500, "width of encoder and decoder", minimum=1)
+    network: str = setting(
+        "auto", "auto takes convolutions for colour images", choices=("auto", "dense", "convolutional")
+    )
+    dropout: float = setting(0.0, "in dense encoders and decoders", minimum=0, maximum=0.9)
+    likelihood: str = setting("auto", "p(x|z)", choices=LIKELIHOODS)
+    steps: int = setting(10, "ddvi: T, the length of the chain", minimum=1)
+    noise: str = setting("log_snr", "ddvi: the noise schedule", choices=NOISE_SCHEDULES)
+    denoiser_size: int = setting(128, "ddvi: width of the denoiser", minimum=1)
+    denoiser_layers: int = setting(3, "ddvi: its hidden layers", minimum=1)
+    prior_denoiser: bool = setting(True, "ddvi, D = 2: give the denoiser E[z_0|z_t] under the prior as an input")
+    flow_layers: int = setting(4, "iaf_vae, h_iaf_vae: layers of a flow", minimum=1)
+    context_size: int = setting(64, "iaf_vae, h_iaf_vae: what a flow's layers see of x", minimum=1)
+    parts: int = setting(10, "parts of a structured prior; the number of classes where there are labels", minimum=1)
+    width: float = setting(0.0, "noise that widens a prior's curve; 0 takes the prior's own", minimum=0)
+
+    data_root: str = setting("", "folder with the data; downloaded into a cache if empty")
+    limit: int = setting(0, "caps training and test examples; 0 takes all", minimum=0)
+    validation: int = setting(1000, "training examples held out for the history", minimum=0)
+    evaluation: str = setting("full", "quick caps examples, draws and nodes", choices=("quick", "full"))
+    device: str = setting(
+        "auto", "auto takes an accelerator where there is one", choices=("auto", "cpu", "cuda", "mps")
+    )
+    precision: str = setting("32", "floating-point numbers", choices=("32", "64", "bf16"))
+    threads: int = setting(0, "CPU threads; 0 takes torch's own choice", minimum=0)
+    out: str = setting("", "the run folder; runs/DATASET/METHOD/PRIOR/seedN if empty")
+    resume: bool = setting(False, "go on with an interrupted run in the same folder")
+    overwrite: bool = setting(False, "start anew over what the folder holds")
+    preset: str = setting("default", "paper takes the settings of the paper's code", choices=("default", "paper"))
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        if self.out:
+            return Path(self.out)
+        dataset = self.dataset if self.dataset in DATASETS else Path(self.dataset).stem
+        return Path("runs") / dataset / self.method / self.prior / f"seed{self.seed}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values by name, in order."""
+        return dataclasses.asdict(self)
+
+
+FIELDS: dict[str, dataclasses.Field[Any]] = {field.name: field for field in dataclasses.fields(Settings)}
+FREE_ON_RESUME = {"out", "data_root", "device", "threads", "resume", "overwrite", "evaluation"}
+"""Settings that don't decide what is learnt, and may differ when a run is resumed."""
+
+DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
+    "digits": {"epochs": 150, "hidden_size": 256, "batch_size": 64, "validation": 100},
+    "cifar": {"epochs": 40},
+}
+_PAPER_DIVERGENCE = {"mnist": 784, "fashion_mnist": 784, "digits": 64, "cifar": 3072}
+"""The paper's reconstruction is a mean over pixel values: its weights in nats are that many times larger."""
+
+
+def _paper(dataset: str, method: str) -> dict[str, Any]:
+    """Settings of the paper's code, weights converted to nats."""
+    pixels = _PAPER_DIVERGENCE.get(dataset, 1)
+    common = {
+        "hidden_size": 1000,
+        "batch_size": 128,
+        "lr": 1e-4,
+        "schedule": "constant",
+        "epochs": 200,
+        "clip_norm": 0.0,
+    }
+    dense = {} if dataset == "cifar" else {"dropout": 0.2}
+    methods: dict[str, dict[str, Any]] = {
+        "vae": {"kl_weight": 0.01 * pixels, "kl_rise": 0.8},
+        "iaf_vae": {"kl_weight": 0.01 * pixels, "kl_rise": 0.8, "context_size": 10},
+        "h_iaf_vae": {"kl_weight": 0.005 * pixels, "kl_rise": 0.8, "context_size": 10},
+        "aae": {"lr": 2e-4, "adversarial_weight": 6.0 * pixels, "epochs": 100 if dataset == "cifar" else 200},
+        "ddvi": {
+            "objective": "wake_sleep",
+            "steps": 40,
+            "noise": "linear_beta",
+            "denoiser_layers": 4,
+            "prior_denoiser": False,
+            "kl_weight": 0.003 * pixels,
+            "sleep_steps": 3,
+            "warmup": 100,
+            "freeze_decoder": 30,
+        },
+    }
+    return common | dense | methods[method]
+
+
+def resolve(dataset: str, method: str, prior: str, overrides: Mapping[str, str] | None = None) -> Settings:
+    """The settings of a run: general defaults, then the data set's, the method's, the preset's, then the user's.
+
+    Args:
+        dataset: a name or a path.
+        method: a method or one of its aliases.
+        prior: a prior's name.
+        overrides: what the user set, as text or as values.
+
+    Raises:
+        InputError: an unknown name or value, with the nearest right one.
+    """
+    dataset = DATASET_ALIASES.get(dataset, dataset)
+    if dataset not in DATASETS and not (dataset.endswith((".npz", ".npy")) or os.path.exists(dataset)):
+        try:
+            check_name("dataset", dataset, DATASETS)
+        except InputError as error:
+            raise InputError(f"{error}; or give the path of a .npz or .npy file") from None
+    method = ALIASES.get(method, method)
+    if method not in METHODS:
+        check_name("method", method, [*METHODS, *ALIASES])
+    check_name("prior", prior, PRIORS)
+    given = {check_name("setting", name, FIELDS): value for name, value in (overrides or {}).items()}
+    for name in ("dataset", "method", "prior"):
+        if name in given:
+            raise InputError(
+                f"'{name}' is given by its place in the command (DATASET ALGORITHM PRIOR), not as {name}=…"
+            )
+    values = {name: convert(name, value) for name, value in given.items()}
+    layers = {**DATASET_DEFAULTS.get(dataset, {}), **METHODS[method].defaults}
+    if values.get("preset", "default") == "paper":
+        layers |= _paper(dataset, method)
+    settings = Settings(**{"dataset": dataset, "method": method, "prior": prior, **layers, **values})
+    if settings.objective == "auto":
+        settings = dataclasses.replace(settings, objective=METHODS[method].objective)
+    _check_together(settings, set(values))
+    return settings
+
+
+def convert(name: str, value: Any) -> Any:
+    """A setting's value from text, checked against what is allowed.
+
+    Raises:
+        InputError: the value has the wrong type or lies outside of what is allowed.
+    """
+    field = FIELDS[name]
+    kind = type(field.default)
+    try:
+        converted = _BOOLEANS[str(value).lower()] if kind is bool else kind(value)
+    except (KeyError, ValueError):
+        raise InputError(f"{name}={value} is not {_KINDS[kind]}: {name} is {field.metadata['meaning']}") from None
+    allowed = field.metadata
+    if allowed["choices"]:
+        return check_name(name, converted, allowed["choices"])
+    if kind in (int, float):
+        limits = {
+            f"at least {allowed['minimum']}": allowed["minimum"] is None or converted >= allowed["minimum"],
+            f"above {allowed['above']}": allowed["above"] is None or converted > allowed["above"],
+            f"at most {allowed['maximum']}": allowed["maximum"] is None or converted <= allowed["maximum"],
+            "finite": abs(converted) < float("inf"),
+        }
+        for limit, holds in limits.items():
+            if not holds:
+                raise InputError(f"{name}={value} must be {limit}: {name} is {field.metadata['meaning']}")
+    return converted
+
+
+_BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def _check_together(settings: Settings, given: set[str]) -> None:
+    method = METHODS[settings.method]
+    if settings.objective not in method.objectives:
+        raise InputError(
+            f"method {settings.method} can't be trained with objective={settings.objective};"
+            f" choose from {', '.join(method.objectives)}"
+        )
+    if settings.warmup + settings.freeze_decoder > settings.epochs and {"warmup", "freeze_decoder"} & given:
+        raise InputError(
+            f"warmup={settings.warmup} and freeze_decoder={settings.freeze_decoder} leave nothing of"
+            f" epochs={settings.epochs}; give more epochs or less warm-up"
+        )
+    if settings.warmup and settings.method != "ddvi":
+        raise InputError(
+            f"warmup={settings.warmup} is the diffusion posterior's, not {settings.method}'s; leave it out"
+        )
+    if (
+        settings.prior in ("pinwheel", "swiss_roll", "less_noisy_square", "gaussian_mixture")
+        and settings.latent_size < 2
+    ):
+        raise InputError(
+            f"latent_size={settings.latent_size} is too small for the prior {settings.prior}, which lives in the plane;"
+            " use at least 2, or the gaussian prior"
+        )
+    if settings.resume and settings.overwrite:
+        raise InputError("resume=true goes on with a run and overwrite=true starts anew; give one of them")

@@ -1,0 +1,345 @@
+"""The one training loop.
+
+It takes a model, phases (an objective each, and which children of the model rest) and data in memory; it knows about
+devices, precision, optimisers, checkpoints and the history, and nothing about any method. A run that is killed and
+resumed ends with the weights of one that was not: batches follow from seed and epoch, everything else random from torch's
+state, which is part of the checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from ddvi import checkpoint
+from ddvi.errors import InputError, TrainingError
+from ddvi.model import LatentVariableModel
+from ddvi.objectives.base import Batch, Objective, Update
+from ddvi.randomness import generator, random_state, seeded, set_random_state
+
+SECONDS_BETWEEN_CHECKPOINTS = 60.0
+BAD_STEPS_ALLOWED = 2
+_VALIDATION_CHUNK = 1000
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training.
+
+    Args:
+        epochs: its length.
+        objective: what it trains.
+        frozen: names of the model's children that rest.
+    """
+
+    epochs: int
+    objective: Objective
+    frozen: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How training proceeds, whatever it trains.
+
+    Args:
+        phases: in order.
+        batch_size: examples per step.
+        lr: Adam's learning rate at its highest.
+        shape: "cosine" falls to 0 at the end, "constant" stays.
+        clip_norm: largest gradient norm of one update; 0 switches clipping off.
+        seed: of batches and everything random.
+    """
+
+    phases: tuple[Phase, ...]
+    batch_size: int = 128
+    lr: float = 1e-3
+    shape: str = "cosine"
+    clip_norm: float = 10.0
+    seed: int = 0
+
+    @property
+    def epochs(self) -> int:
+        return sum(phase.epochs for phase in self.phases)
+
+    def phase(self, epoch: int) -> Phase:
+        """The phase that epoch (from 0) belongs to."""
+        for phase in self.phases:
+            if epoch < phase.epochs:
+                return phase
+            epoch -= phase.epochs
+        return self.phases[-1]
+
+    def learning_rate(self, progress: float) -> float:
+        """At `progress` 0 … 1 of the training."""
+        return self.lr * 0.5 * (1 + math.cos(math.pi * progress)) if self.shape == "cosine" else self.lr
+
+
+@dataclass
+class State:
+    """Where a run stands; together with weights, optimisers and random state it is the checkpoint."""
+
+    epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+    bad_in_a_row: int = 0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Listener(Protocol):
+    """Who watches a training."""
+
+    def step(self, epoch: int, step: int, steps: int) -> None: ...
+
+    def epoch(self, row: dict[str, Any]) -> None: ...
+
+    def message(self, text: str) -> None: ...
+
+
+class Interrupted(Exception):
+    """The user stopped the run; its state has been saved."""
+
+
+class Trainer:
+    """Trains a model on data in memory.
+
+    Args:
+        model: the model; moved to the fabric's device.
+        schedule: how.
+        train_x: raw training data (N, *event).
+        validation_x: raw examples whose bound goes into the history, or None.
+        path: the checkpoint's file; None keeps none.
+        fabric: device and precision; by default the CPU.
+        listener: who watches.
+
+    Raises:
+        InputError: a batch larger than the data.
+    """
+
+    def __init__(
+        self,
+        model: LatentVariableModel,
+        schedule: Schedule,
+        train_x: Tensor,
+        validation_x: Tensor | None = None,
+        path: Path | None = None,
+        fabric: Fabric | None = None,
+        listener: Listener | None = None,
+    ) -> None:
+        if schedule.batch_size > len(train_x):
+            raise InputError(
+                f"batch_size={schedule.batch_size} is larger than the {len(train_x)} training examples;"
+                f" use at most {len(train_x)}"
+            )
+        self.fabric = fabric or Fabric(accelerator="cpu", devices=1)
+        self.model = self.fabric.to_device(model)
+        self.schedule = schedule
+        self.train_x = self.fabric.to_device(train_x)
+        self.validation_x = None if validation_x is None else self.fabric.to_device(validation_x)
+        self.path = path
+        self.listener = listener
+        self.state = State()
+        fused = self.fabric.device.type in ("cpu", "cuda")
+        self.groups = model.groups()
+        self.optimizers = {
+            name: torch.optim.Adam(parameters, lr=schedule.lr, fused=fused) for name, parameters in self.groups.items()
+        }
+        self.steps_per_epoch = math.ceil(len(train_x) / schedule.batch_size)
+        self._saved_at = time.monotonic()
+
+    def fit(self, *, resume: bool = False, facts: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+        """Train to the end and return the history, a row an epoch.
+
+        Args:
+            resume: go on from the checkpoint.
+            facts: kept in the checkpoint (configuration), for whoever reads it.
+
+        Raises:
+            Interrupted: Ctrl-C; the checkpoint holds the step.
+            TrainingError: three updates in a row had a non-finite loss or gradient.
+        """
+        self.facts = facts or {}
+        with seeded(self.schedule.seed, "training"), self._interruptible() as interrupted:
+            if resume:
+                self._restore()
+            self.model.train()
+            while self.state.epoch < self.schedule.epochs:
+                self._epoch(interrupted)
+        self.model.eval()
+        return self.state.history
+
+    def _epoch(self, interrupted: threading.Event) -> None:
+        state, schedule = self.state, self.schedule
+        phase = schedule.phase(state.epoch)
+        order = torch.randperm(len(self.train_x), generator=generator(schedule.seed, "order", state.epoch))
+        order = self.fabric.to_device(order)
+        total_steps = schedule.epochs * self.steps_per_epoch
+        started, seconds_before = time.monotonic(), state.seconds
+        for step in range(state.step, self.steps_per_epoch):
+            progress = (state.epoch * self.steps_per_epoch + step) / total_steps
+            rows = order[step * schedule.batch_size : (step + 1) * schedule.batch_size]
+            self._step(phase, rows, progress)
+            state.step = step + 1
+            state.seconds = seconds_before + time.monotonic() - started
+            if self.listener:
+                self.listener.step(state.epoch, state.step, self.steps_per_epoch)
+            if interrupted.is_set():
+                self._save()
+                raise Interrupted
+            if time.monotonic() - self._saved_at > SECONDS_BETWEEN_CHECKPOINTS:
+                self._save()
+        row = self._row()
+        state.history.append(row)
+        state.epoch, state.step, state.seconds, state.skipped, state.sums = state.epoch + 1, 0, 0.0, 0, {}
+        if self.listener:
+            self.listener.epoch(row)
+        self._save()
+
+    def _step(self, phase: Phase, rows: Tensor, progress: float) -> None:
+        lr = self.schedule.learning_rate(progress)
+        with self.fabric.autocast():
+            batch = Batch(self.model.preprocessing(self.train_x[rows]), progress)
+            updates = phase.objective.updates(self.model, batch)
+        while True:
+            with self.fabric.autocast():
+                update = next(updates, None)
+            if update is None:
+                break
+            good = self._apply(update, phase.frozen, lr)
+            self._count(update, good)
+        self._add("examples", torch.full((), float(len(rows)), dtype=torch.float64))
+
+    def _apply(self, update: Update, frozen: frozenset[str], lr: float) -> bool:
+        """Carry out one update, or skip it where loss or gradient isn't finite."""
+        active = [name for name in update.children if name in self.groups and name not in frozen]
+        parameters = [parameter for name in active for parameter in self.groups[name]]
+        if not parameters:
+            return True
+        for parameter in parameters:
+            parameter.grad = None
+        loss = update.loss.mean()
+        self.fabric.backward(loss, inputs=parameters)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.schedule.clip_norm or math.inf)
+        if not torch.isfinite(loss + norm):
+            return False
+        for name in active:
+            optimizer = self.optimizers[name]
+            optimizer.param_groups[0]["lr"] = lr
+            optimizer.step()
+        return True
+
+    def _count(self, update: Update, good: bool) -> None:
+        if good:
+            self.state.bad_in_a_row = 0
+            for name, value in update.terms.items():
+                self._add(name, value.detach().sum(dtype=torch.float64))
+                self._add(f"count/{name}", torch.full((), float(value.numel()), dtype=torch.float64))
+            return
+        self.state.skipped += 1
+        self.state.bad_in_a_row += 1
+        bad = [name for name, value in update.terms.items() if not bool(torch.isfinite(value).all())]
+        what = (
+            f"the term{'s' * (len(bad) > 1)} {', '.join(bad)}" if bad else f"the gradient of {', '.join(update.terms)}"
+        )
+        where = f"epoch {self.state.epoch + 1}, step {self.state.step + 1}"
+        if self.listener:
+            self.listener.message(f"{where}: {what} is not finite; the step is skipped")
+        if self.state.bad_in_a_row > BAD_STEPS_ALLOWED:
+            raise TrainingError(
+                f"{what} was not finite three times in a row, at {where}; the last good checkpoint is kept: lower lr"
+                " or clip_norm, or look at the data"
+            )
+
+    def _add(self, name: str, value: Tensor) -> None:
+        self.state.sums[name] = self.state.sums[name] + value if name in self.state.sums else value
+
+    def _row(self) -> dict[str, Any]:
+        """The history's row of the epoch that has just ended."""
+        sums = {name: value.item() for name, value in self.state.sums.items()}
+        terms = {
+            name: value / sums[f"count/{name}"]
+            for name, value in sums.items()
+            if name != "examples" and not name.startswith("count/")
+        }
+        seconds = self.state.seconds
+        row: dict[str, Any] = {"epoch": self.state.epoch + 1, **terms}
+        if self.validation_x is not None:
+            row["validation_bound"] = self._validation_bound(self.validation_x)
+        row["skipped"] = self.state.skipped
+        row["examples_per_second"] = sums["examples"] / max(seconds, 1e-9)
+        row["seconds"] = seconds
+        return row
+
+    @torch.no_grad()
+    def _validation_bound(self, raw: Tensor) -> float:
+        """Mean ELBO of held-out examples, the same noise at each epoch; without a density, mean log p(x | z)."""
+        self.model.eval()
+        total = 0.0
+        with seeded(self.schedule.seed, "validation"), self.fabric.autocast():
+            for part in raw.split(_VALIDATION_CHUNK):
+                x = self.model.preprocessing(part)
+                weights = self.model.weigh(x, self.model.posterior(x).draw())
+                dense = self.model.posterior.has_density
+                total += float((weights.log_weight() if dense else weights.log_likelihood).sum())
+        self.model.train()
+        return total / len(raw)
+
+    def _save(self) -> None:
+        self._saved_at = time.monotonic()
+        if self.path is None:
+            return
+        state = self.state
+        tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
+        for name, optimizer in self.optimizers.items():
+            tensors |= checkpoint.flatten_optimizer(name, optimizer)
+        tensors |= {f"random/{name}": value for name, value in random_state().items()}
+        tensors |= {f"sums/{name}": value for name, value in state.sums.items()}
+        plain = {
+            name: getattr(state, name) for name in ("epoch", "step", "seconds", "skipped", "bad_in_a_row", "history")
+        }
+        checkpoint.save(self.path, tensors, {"state": plain, **self.facts})
+
+    def _restore(self) -> None:
+        if self.path is None:
+            raise InputError("there is no checkpoint to resume from: the trainer was given no path")
+        tensors, facts = checkpoint.load(self.path)
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "random": {}, "sums": {}}
+        for name, value in tensors.items():
+            kind, _, rest = name.partition("/")
+            parts[kind][rest] = value
+        checkpoint.load_weights(self.model, parts["model"], self.path)
+        for name, optimizer in self.optimizers.items():
+            checkpoint.restore_optimizer(name, optimizer, tensors)
+        self.state = State(**facts["state"], sums={name: self.fabric.to_device(v) for name, v in parts["sums"].items()})
+        set_random_state(parts["random"])
+
+    @contextlib.contextmanager
+    def _interruptible(self) -> Iterator[threading.Event]:
+        """Turn the first Ctrl-C into a flag that the loop reads between steps; the second one acts at once."""
+        flag = threading.Event()
+        if threading.current_thread() is not threading.main_thread():
+            yield flag
+            return
+
+        def handle(number: int, frame: Any) -> None:
+            if flag.is_set():
+                raise KeyboardInterrupt
+            flag.set()
+
+        before: Callable[..., Any] | int | None = signal.signal(signal.SIGINT, handle)
+        try:
+            yield flag
+        finally:
+            signal.signal(signal.SIGINT, before)
