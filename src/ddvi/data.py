@@ -17,7 +17,6 @@ import shutil
 import struct
 import tarfile
 import tempfile
-import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -207,11 +206,10 @@ def _read_cifar(paths: Sequence[Path], n: int, fingerprint: dict[str, str]) -> t
     return records[:, 1:].reshape(n, 3, 32, 32), records[:, 0]
 
 
-def _idx_source(url: str, md5: str, folders: tuple[str, ...], classes: str) -> _Source:
+def _idx_source(url: str, md5: str, folders: tuple[str, ...], classes: tuple[str, ...]) -> _Source:
     train, test = ((f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte") for part in ("train", "t10k"))
     downloads = {f"{file}.gz": checksum for file, checksum in zip(train + test, md5.split(), strict=True)}
-    sizes = (60_000, 10_000)
-    return _Source(url, downloads, (*folders, "."), (train, test), sizes, _read_mnist, tuple(classes.split(",")))
+    return _Source(url, downloads, (*folders, "."), (train, test), (60_000, 10_000), _read_mnist, classes)
 
 
 _SOURCES = {
@@ -220,14 +218,14 @@ _SOURCES = {
         "f68b3c2dcbeaaa9fbdd348bbdeb94873 d53e105ee54ea40749a09fcbcd1e9432 "
         "9fb629c4189551a2d022fa330f9573f3 ec29112dd5afa0611ce80d1b7f02629c",
         ("mnist", "MNIST/raw"),
-        "0,1,2,3,4,5,6,7,8,9",
+        tuple("0123456789"),
     ),
     "fashion_mnist": _idx_source(
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
         "8d4fb7e6c68d591d4c3dfef9ec88bf0d 25c81989df183df01b3e8a0aad5dffbe "
         "bef4ecab320f06d8554ea6380940ec79 bb300cfdad3c16e7a12a480ee83cd310",
         ("fashion-mnist", "FashionMNIST/raw", "fashion_mnist"),
-        "T-shirt,trouser,pullover,dress,coat,sandal,shirt,sneaker,bag,ankle boot",
+        ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"),
     ),
     "cifar": _Source(
         "https://www.cs.toronto.edu/~kriz/",
@@ -262,7 +260,7 @@ def _draw_test(n: int, n_test: int, labels: Tensor | None, random: torch.Generat
 
 
 def _download(name: str) -> Path:
-    """The folder of a set in the cache ($DDVI_CACHE, or the system's), filled by one process at a time if it isn't yet."""
+    """A set's folder in the cache ($DDVI_CACHE, or the system's), filled by one process at a time unless it is."""
     import pooch
     import urllib3
     from filelock import FileLock
@@ -308,10 +306,6 @@ def _unpack(archive: Path) -> None:
     archive.unlink()
 
 
-_KEYS = {"data": "x", "X": "x", "labels": "y"}  # names in a user's file beside our own, which come later and so win
-_KEYS |= {key: key for key in ("x", "y", "x_train", "x_test", "y_train", "y_test")}
-
-
 def _load_own(path: Path, seed: int) -> Dataset:
     fingerprint: dict[str, str] = {}
     arrays = _read_numpy(path, fingerprint)
@@ -337,6 +331,8 @@ def _load_own(path: Path, seed: int) -> Dataset:
 def _read_numpy(path: Path, fingerprint: dict[str, str]) -> dict[str, np.ndarray]:
     """The arrays of a `.npz` file under the names x and y, or x_train and so on; a `.npy` file is x."""
     content, arrays, names = _contents(path, fingerprint), {}, []
+    keys = {"data": "x", "X": "x", "labels": "y"}  # beside our own names, which come later and so win
+    keys |= {key: key for key in ("x", "y", "x_train", "x_test", "y_train", "y_test")}
     advice = "save numbers with numpy.savez(file, x=x, y=y) or numpy.save(file, x)"
     if not content.startswith((b"PK", b"\x93NUMPY")):
         _refuse(f"'{path}' is no .npz or .npy file ({len(content):,} bytes): {advice}")
@@ -344,8 +340,8 @@ def _read_numpy(path: Path, fingerprint: dict[str, str]) -> dict[str, np.ndarray
         file = np.load(io.BytesIO(content), allow_pickle=False)
         file = {"x": file} if isinstance(file, np.ndarray) else file
         names = list(file)
-        arrays = {_KEYS[key]: file[key] for key in _KEYS if key in names}
-    except (ValueError, OSError, EOFError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        arrays = {keys[key]: file[key] for key in keys if key in names}
+    except Exception as error:  # on damaged bytes numpy and zipfile raise a dozen kinds, TokenError among them
         reason = "holds Python objects" if "Object arrays" in str(error) else "is truncated or corrupt"
         raise InputError(f"'{path}' {reason}: {advice}") from error
     if "x" not in arrays and not {"x_train", "x_test"} <= arrays.keys():

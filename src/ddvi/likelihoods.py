@@ -64,7 +64,7 @@ class ExponentialFamily(Likelihood):
     def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
         parameters, log_partition = self.natural(z)
         statistics, log_base = self.statistics(x)
-        return (statistics * parameters).sum(-1) - log_partition + log_base
+        return torch.einsum("bf,...bf->...b", statistics, parameters) - log_partition + log_base
 
     def pairwise_log_prob(self, x: Tensor, z: Tensor) -> Tensor:
         parameters, log_partition = self.natural(z)

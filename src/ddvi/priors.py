@@ -1,7 +1,7 @@
 """Priors p(z) over the latent space, most of them in labelled parts, p(z) = (1/C) Σ_l p(z|l).
 
-A structured prior is a thin set, widened: a point of a curve t ↦ c(t), plus Gaussian noise of standard deviation `width`.
-Its density is an integral along the curve, which Gauss–Legendre quadrature, in panels that are short beside `width`,
+A structured prior is a thin set, widened: a point of a curve t ↦ c(t), plus Gaussian noise of deviation `width`. Its
+density is an integral along the curve, which Gauss–Legendre quadrature, in panels that are short beside `width`,
 turns into a finite mixture that is exact to rounding; a straight segment has its integral in closed form.
 
     p(z|l) = ∫ p(t|l) N(z; c(t), width² I) dt = Σ_j w_j N(z; c(t_j), width² I)
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -44,29 +44,19 @@ class Prior(nn.Module, abc.ABC):
     ) -> Tensor:
         """Draw z ~ p(z), or z ~ p(z|l), of shape `(*sample_shape, D)`.
 
-        Args:
-            sample_shape: any shape.
-            label: integers in 0 … C − 1 that broadcast to `sample_shape`.
-            generator: source of randomness, torch's global one if None.
+        Labels are integers in 0 … C − 1 that broadcast to `sample_shape`; no generator means torch's global one.
 
         Raises:
             InputError: the label isn't of integers in range, or doesn't broadcast.
         """
         shape, anchor = torch.Size(sample_shape), self._anchor
-        if label is not None:
-            label = self._checked(label, shape, look_inside=True).to(anchor.device)
-            if label.shape != shape:
-                raise InputError(
-                    f"{tuple(label.shape)} labels don't fit sample_shape {tuple(shape)}; give the same shape"
-                )
+        label = None if label is None else self._checked(label, shape, sampling=True).to(anchor.device)
         return self._draw(shape, label, {"generator": generator, "device": anchor.device, "dtype": anchor.dtype})
 
     def log_prob(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         """log p(z), or log p(z|l), in nats, for z `(*, D)`; of shape `(*)` broadcast with the label's.
 
-        Args:
-            z: latents, `(*, D)`.
-            label: integers in 0 … C − 1; their range is checked on the CPU only, where that waits for no device.
+        Labels are integers in 0 … C − 1; their range is checked on the CPU only, where that waits for no device.
 
         Raises:
             InputError: z doesn't end in D floating-point entries, or the label isn't of integers in range.
@@ -76,32 +66,28 @@ class Prior(nn.Module, abc.ABC):
             given, wanted = f"z is {z.dtype} of shape {tuple(z.shape)}", f"floating-point vectors of {size}"
             raise InputError(f"{given}, but {type(self).__name__} takes {wanted}; give it the latent_size of z")
         if label is not None:
-            label = self._checked(label, z.shape[:-1], look_inside=isinstance(label, Tensor) and not label.is_cuda)
+            label = self._checked(label, z.shape[:-1], sampling=False)
             z, label = z.expand(*label.shape, size), label.reshape(-1)
         rows = z.reshape(-1, size).to(torch.promote_types(z.dtype, torch.float32))
         return self._log_density(rows, label).reshape(z.shape[:-1])
 
-    def _checked(self, label: Tensor, shape: torch.Size, look_inside: bool) -> Tensor:
-        """`label`, if it is one, broadcast with `shape`."""
-        name = type(self).__name__
+    def _checked(self, label: Tensor, shape: torch.Size, sampling: bool) -> Tensor:
+        """`label`, found sound, expanded to `shape`, or where densities are asked broadcast with it."""
+        name, given = type(self).__name__, getattr(label, "dtype", type(label).__name__)
         if self.parts is None:
             raise InputError(f"a label was given, but this {name} has no label parts; leave the label out")
-        if (
-            not isinstance(label, Tensor)
-            or label.is_floating_point()
-            or label.is_complex()
-            or label.dtype == torch.bool
-        ):
-            given = label.dtype if isinstance(label, Tensor) else type(label).__name__
+        if given not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
             raise InputError(f"label is of {given}, but {name} takes a tensor of integers; convert it with .long()")
-        if look_inside and label.numel() and not (label.min() >= 0 and label.max() < self.parts):
-            given, allowed = f"{int(label.min())} to {int(label.max())}", f"0 to {self.parts - 1}"
-            raise InputError(f"labels are {given}, but {name} has {allowed}; give `parts` the number of classes")
+        if (sampling or label.device.type == "cpu") and label.numel():
+            low, high = (bound.item() for bound in label.aminmax())
+            if low < 0 or high >= self.parts:
+                given, allowed = f"labels run from {low} to {high}", f"from 0 to {self.parts - 1}"
+                raise InputError(f"{given}, but those of this {name} {allowed}; give `parts` the number of classes")
         try:
-            return label.long().expand(torch.broadcast_shapes(shape, label.shape))
+            return label.long().expand(shape if sampling else torch.broadcast_shapes(shape, label.shape))
         except RuntimeError:
-            given = f"label of shape {tuple(label.shape)} doesn't broadcast with {tuple(shape)}"
-            raise InputError(f"{given}; give one label for each latent, or one for all") from None
+            given = f"{tuple(label.shape)} labels don't broadcast to {tuple(shape)}"
+            raise InputError(f"{given}; give one for each latent, or one for all") from None
 
     @abc.abstractmethod
     def _draw(self, shape: torch.Size, label: Tensor | None, options: dict[str, Any]) -> Tensor:
@@ -116,32 +102,31 @@ class _Structured(Prior):
     """Checked arguments, and constants that are exact in every precision."""
 
     smallest_size = 2
-    smallest_width = 0.0
+    default_width = 0.0
 
-    def __init__(self, latent_size: int, parts: int, width: float | None):
+    def __init__(self, latent_size: int = 2, parts: int = 10, width: float | None = None):
+        name = type(self).__name__
         for what, given, least in (("latent_size", latent_size, self.smallest_size), ("parts", parts, 1)):
-            if not isinstance(given, int) or isinstance(given, bool) or given < least:
-                name = type(self).__name__
+            if not isinstance(given, int) or given < least:
                 raise InputError(f"{what}={given!r} is impossible for {name}; give an integer, {least} or more")
-        if width is not None and not (0 < width < math.inf and width >= self.smallest_width):
-            allowed = f"{self.smallest_width} or more" if self.smallest_width else "above 0"
-            raise InputError(f"width={width!r} is impossible for {type(self).__name__}; give a finite number {allowed}")
+        if width is not None and not 1e-4 <= width < math.inf:
+            raise InputError(f"width={width!r} is impossible for {name}; give a finite number, 1e-4 or more")
         super().__init__(latent_size, parts)
         self.count = parts
-        self.width = 0.0 if width is None else float(width)
-        self._exact: tuple[Tensor, ...] = ()
+        self.width = self.default_width if width is None else float(width)
         self._rounded: dict[tuple[torch.device, torch.dtype], tuple[Tensor, ...]] = {}
 
+    def _tabulate(self) -> tuple[Tensor, ...]:
+        """The constants of the density, in float64."""
+        return ()
+
     def _constants(self, like: Tensor) -> tuple[Tensor, ...]:
-        """The constants `_exact` in the precision and on the device of `like`."""
+        """The constants, rounded once to the precision of `like` and kept on its device."""
         key = (like.device, like.dtype)
         if key not in self._rounded:
-            with torch.inference_mode(False):  # else a first call in inference mode would spoil them for training
-                self._rounded[key] = tuple(constant.to(like.dtype).to(like.device) for constant in self._exact)
+            with torch.inference_mode(False), torch.device("cpu"):  # whatever mode the first call is in
+                self._rounded[key] = tuple(constant.to(like.dtype).to(like.device) for constant in self._tabulate())
         return self._rounded[key]
-
-    def extra_repr(self) -> str:
-        return f"latent_size={self.event_shape[0]}, parts={self.count}, width={self.width}"
 
 
 def _log_normal(x: Tensor, scale: float) -> Tensor:
@@ -182,73 +167,56 @@ class _LogMixture(torch.autograd.Function):
 class _Curve(_Structured):
     """A curve c(t) for each label in the first two coordinates, convolved with N(0, width² I) in all of them."""
 
-    smallest_width = 1e-4  # some 10⁵ nodes
+    noise: Callable[..., Tensor]  # torch.rand or torch.randn, of which t is made
+    limits: tuple[float, float]  # of that noise, beyond which nothing counts
+    _position: Callable[[Tensor, Tensor], Tensor]  # label, noise ↦ t, of the law p(t|l)
+    _log_speed: Callable[[Tensor], Tensor]  # t ↦ log p(t|l) within part l
+    _point: Callable[[Tensor, Tensor], Tensor]  # t, label ↦ c(t), (*, 2)
 
-    def __init__(self, latent_size: int, parts: int, width: float):
-        super().__init__(latent_size, parts, width)
-        self.unit = self.width * math.sqrt(2)  # the length in which the noise is exp(−|z − c|²), up to a constant
-        grids = [np.linspace(*self._interval(label), 20_001) for label in range(parts)]
-        points = [self._point(torch.from_numpy(grid), torch.tensor(label)).numpy() for label, grid in enumerate(grids)]
-        arcs = [np.linalg.norm(np.diff(point, axis=0), axis=-1).cumsum() for point in points]
-        panels = max(math.ceil(arc[-1] / (3 * self.width)) for arc in arcs)  # one number, for an array (C, M)
-        stops = [np.linspace(0, arc[-1], panels + 1) for arc in arcs]
-        edges = np.stack([np.interp(s, np.append(0, a), g) for s, a, g in zip(stops, arcs, grids, strict=True)])
+    def _tabulate(self) -> tuple[Tensor, ...]:
+        """Nodes x, y in units of √2 width, and log-weights, all of shape (C, M)."""
+        label = torch.arange(self.count).unsqueeze(-1)
+        start, stop = self._position(label, torch.tensor(self.limits, dtype=torch.float64)).split(1, -1)
+        grid = start + (stop - start) * torch.linspace(0, 1, 4001, dtype=torch.float64)
+        arc = nn.functional.pad(self._point(grid, label).diff(dim=1).norm(dim=-1).cumsum(-1), (1, 0)).numpy()
+        panels = math.ceil(arc.max() / (3 * self.width))  # one number for all labels makes their nodes one array
+        edges = [np.interp(np.linspace(0, a[-1], panels + 1), a, t) for a, t in zip(arc, grid.numpy(), strict=True)]
         offset, weight = np.polynomial.legendre.leggauss(8)
         half = np.diff(edges)[..., None] / 2
-        t = torch.from_numpy((edges[:, :-1, None] + half * (1 + offset)).reshape(parts, -1))
-        log_weight = torch.from_numpy((half * weight).reshape(parts, -1)).log() + self._log_speed(t)
-        node = self._point(t, torch.arange(parts).unsqueeze(-1)) / self.unit
-        self._exact = (*(coordinate.contiguous() for coordinate in node.unbind(-1)), log_weight)
-
-    @abc.abstractmethod
-    def _interval(self, label: int) -> tuple[float, float]:
-        """The range of t in part `label`."""
-
-    @abc.abstractmethod
-    def _position(self, label: Tensor, options: dict[str, Any]) -> Tensor:
-        """A draw of t ~ p(t|l), of the label's shape."""
-
-    @abc.abstractmethod
-    def _log_speed(self, t: Tensor) -> Tensor:
-        """log p(t|l) within part l."""
-
-    @abc.abstractmethod
-    def _point(self, t: Tensor, label: Tensor) -> Tensor:
-        """c(t), `(*, 2)`."""
+        t = torch.from_numpy((np.array(edges)[:, :-1, None] + half * (1 + offset)).reshape(self.count, -1))
+        log_weight = torch.from_numpy((half * weight).reshape(self.count, -1)).log() + self._log_speed(t)
+        x, y = (self._point(t, label) / (self.width * math.sqrt(2))).unbind(-1)
+        return x.contiguous(), y.contiguous(), log_weight
 
     def _draw(self, shape: torch.Size, label: Tensor | None, options: dict[str, Any]) -> Tensor:
         label = torch.randint(self.count, shape, **options).long() if label is None else label
         z = self.width * torch.randn(*shape, *self.event_shape, **options)
-        z[..., :2] += self._point(self._position(label, options), label)
+        z[..., :2] += self._point(self._position(label, self.noise(shape, **options)), label)
         return z
 
     def _log_density(self, z: Tensor, label: Tensor | None) -> Tensor:
-        mixture: Any = _LogMixture.apply(z[:, :2] / self.unit, label, *self._constants(z))
-        constant = math.log(math.pi * self.unit**2 * (self.count if label is None else 1))
+        mixture: Any = _LogMixture.apply(z[:, :2] / (self.width * math.sqrt(2)), label, *self._constants(z))
+        constant = math.log(2 * math.pi * self.width**2 * (self.count if label is None else 1))
         return mixture - constant + _log_normal(z[:, 2:], self.width).sum(-1)
 
 
 @final
 class Pinwheel(_Curve):
-    """C bent arms, one for each label: u ~ N(1, 0.15²), angle 2πl/C + 0.25 exp(u), z = u (cos angle, sin angle), widened.
+    """C bent arms, one a label: u ~ N(1, 0.15²), angle 2πl/C + 0.25 exp(u), z = u (cos angle, sin angle), widened.
 
     Entries of z beyond the first two are N(0, width²). Johnson et al. 2016 (arXiv 1603.06277). Arguments: `make_prior`.
     """
 
-    def __init__(self, latent_size: int = 2, parts: int = 10, width: float = 0.03):
-        super().__init__(latent_size, parts, width)
+    default_width, noise, limits = 0.03, torch.randn, (-8.0, 8.0)
 
-    def _interval(self, label: int) -> tuple[float, float]:
-        return 1 - 8 * 0.15, 1 + 8 * 0.15
-
-    def _position(self, label: Tensor, options: dict[str, Any]) -> Tensor:
-        return 1 + 0.15 * torch.randn(label.shape, **options)
+    def _position(self, label: Tensor, noise: Tensor) -> Tensor:
+        return 1 + 0.15 * noise + 0 * label
 
     def _log_speed(self, t: Tensor) -> Tensor:
         return _log_normal(t - 1, 0.15)
 
     def _point(self, t: Tensor, label: Tensor) -> Tensor:
-        angle = label.to(t.dtype) * (2 * math.pi / self.count) + 0.25 * t.exp()
+        angle = label * (2 * math.pi / self.count) + 0.25 * t.exp()
         return torch.stack([t * angle.cos(), t * angle.sin()], -1)
 
 
@@ -260,14 +228,10 @@ class SwissRoll(_Curve):
     2015 (arXiv 1511.05644). Arguments: `make_prior`.
     """
 
-    def __init__(self, latent_size: int = 2, parts: int = 10, width: float = 0.05):
-        super().__init__(latent_size, parts, width)
+    default_width, noise, limits = 0.05, torch.rand, (0.0, 1.0)
 
-    def _interval(self, label: int) -> tuple[float, float]:
-        return math.sqrt(label / self.count), math.sqrt((label + 1) / self.count)
-
-    def _position(self, label: Tensor, options: dict[str, Any]) -> Tensor:
-        return ((label + torch.rand(label.shape, **options)) / self.count).sqrt()
+    def _position(self, label: Tensor, noise: Tensor) -> Tensor:
+        return ((label + noise) / self.count).sqrt()
 
     def _log_speed(self, t: Tensor) -> Tensor:
         return (2 * self.count * t).log()
@@ -281,22 +245,22 @@ class SwissRoll(_Curve):
 class LessNoisySquare(_Structured):
     """The perimeter of [−1, 1]², uniformly, widened; label l is the l-th of C parts, clockwise from (−1, 1).
 
-    D > 2: without a label one coordinate, chosen at random, is uniform on [−1, 1] and the others are ±1; with a label it
-    is the square in the first two and N(0, width²) in the others, so the parts make up p(z) for D = 2 only.
-    Piriyakulkij et al. 2025 (arXiv 2401.02739). Arguments: `make_prior`.
+    D > 2: without a label one coordinate, chosen at random, is uniform on [−1, 1], the others are ±1; with a label it is
+    the square in the first two and N(0, width²) in the others, so the parts make up p(z) for D = 2 only. The paper
+    of DDVI (arXiv 2401.02739). Arguments: `make_prior`.
     """
 
-    def __init__(self, latent_size: int = 2, parts: int = 10, width: float = 0.06):
-        super().__init__(latent_size, parts, width)
+    default_width = 0.06
+
+    def _tabulate(self) -> tuple[Tensor, ...]:
+        """Direction x, y of each side (4,); centre, half length, log density of each part's segment on it (C, 4)."""
         # Side k is [2k, 2k + 2] in arc length; walked along (x, y), it is at 1 along the normal (−y, x).
         x, y = torch.tensor([[1, 0, -1, 0], [0, -1, 0, 1]], dtype=torch.float64)
         corner = 2 * torch.arange(4, dtype=torch.float64)
-        border = 8 * torch.arange(parts + 1, dtype=torch.float64).unsqueeze(-1) / parts
+        border = 8 * torch.arange(self.count + 1, dtype=torch.float64).unsqueeze(-1) / self.count
         start, stop = torch.maximum(border[:-1], corner), torch.minimum(border[1:], corner + 2)
-        empty = start >= stop
-        half = ((stop - start) / 2).masked_fill(empty, 1.0)
-        log_height = torch.full_like(half, math.log(parts / 8)).masked_fill(empty, -math.inf)
-        self._exact = (x, y, (start + stop) / 2 - corner - 1, half, log_height)
+        half = torch.where(start < stop, (stop - start) / 2, 1.0)
+        return x, y, (start + stop) / 2 - corner - 1, half, (start < stop).double().log() + math.log(self.count / 8)
 
     def _draw(self, shape: torch.Size, label: Tensor | None, options: dict[str, Any]) -> Tensor:
         (size,) = self.event_shape
@@ -326,9 +290,9 @@ class LessNoisySquare(_Structured):
         return terms.logsumexp(-1) + _log_normal(z[:, 2:], self.width).sum(-1)
 
     def _log_box(self, distance: Tensor, half: Tensor | float) -> Tensor:
-        """log[Φ((h − d)/width) − Φ((−h − d)/width)], the indicator of [−h, h] widened, at distance d ≥ 0 of its centre.
+        """log[Φ((h − d)/width) − Φ((−h − d)/width)], of d ≥ 0: [−h, h] widened.
 
-        There the second argument is negative, and the first one too wherever the difference is small.
+        The second argument is negative, and so is the first wherever the difference is small.
         """
         upper, lower = log_ndtr((half - distance) / self.width), log_ndtr((-half - distance) / self.width)
         return upper + torch.log(-torch.expm1(lower - upper))
@@ -340,15 +304,11 @@ class StandardGaussian(_Structured):
 
     smallest_size = 1
 
-    def __init__(self, latent_size: int = 2, parts: int = 10, width: float | None = None):
-        super().__init__(latent_size, parts, width)
-        self.scale = math.hypot(1.0, self.width)
-
     def _draw(self, shape: torch.Size, label: Tensor | None, options: dict[str, Any]) -> Tensor:
-        return self.scale * torch.randn(*shape, *self.event_shape, **options)
+        return math.hypot(1.0, self.width) * torch.randn(*shape, *self.event_shape, **options)
 
     def _log_density(self, z: Tensor, label: Tensor | None) -> Tensor:
-        return _log_normal(z, self.scale).sum(-1)
+        return _log_normal(z, math.hypot(1.0, self.width)).sum(-1)
 
 
 @final
@@ -359,35 +319,35 @@ class GaussianMixture(_Structured):
     given, on top. Makhzani et al. 2015 (arXiv 1511.05644). Arguments: `make_prior`.
     """
 
-    def __init__(self, latent_size: int = 2, parts: int = 10, width: float | None = None):
-        super().__init__(latent_size, parts, width)
-        self.along, self.across = math.hypot(0.5, self.width), math.hypot(0.1, self.width)
-        angle = torch.arange(parts, dtype=torch.float64) * (2 * math.pi / parts)
-        self._exact = (angle.cos(), angle.sin())
+    def _tabulate(self) -> tuple[Tensor, ...]:
+        angle = torch.arange(self.count, dtype=torch.float64) * (2 * math.pi / self.count)
+        return angle.cos(), angle.sin()
 
     def _draw(self, shape: torch.Size, label: Tensor | None, options: dict[str, Any]) -> Tensor:
         label = torch.randint(self.count, shape, **options).long() if label is None else label
-        z = torch.randn(*shape, *self.event_shape, **options)
+        z = math.hypot(0.1, self.width) * torch.randn(*shape, *self.event_shape, **options)
         x, y = (constant[label] for constant in self._constants(z))
-        along, across = 1.4 + self.along * z[..., 0], self.across * z[..., 1]
-        plane = torch.stack([along * x - across * y, along * y + across * x], -1)
-        return torch.cat([plane, self.across * z[..., 2:]], -1)
+        along = 1.4 + math.hypot(0.5, self.width) * torch.randn(shape, **options)
+        across = z[..., 1]
+        z[..., :2] = torch.stack([along * x - across * y, along * y + across * x], -1)
+        return z
 
     def _log_density(self, z: Tensor, label: Tensor | None) -> Tensor:
+        wide, narrow = math.hypot(0.5, self.width), math.hypot(0.1, self.width)
         x, y = (constant if label is None else constant[label, None] for constant in self._constants(z))
         along, across = z[:, :1] * x + z[:, 1:2] * y, z[:, 1:2] * x - z[:, :1] * y
-        terms = _log_normal(along - 1.4, self.along) + _log_normal(across, self.across)
-        constant = math.log(self.count if label is None else 1)
-        return terms.logsumexp(-1) - constant + _log_normal(z[:, 2:], self.across).sum(-1)
+        terms = _log_normal(along - 1.4, wide) + _log_normal(across, narrow)
+        log_parts = math.log(self.count) if label is None else 0.0
+        return terms.logsumexp(-1) - log_parts + _log_normal(z[:, 2:], narrow).sum(-1)
 
 
 @final
 class DistributionPrior(Prior):
     """A torch distribution, or any object with `sample(sample_shape)` and `log_prob(z)`, as a prior.
 
-    D is that of two draws, made and scored on the spot. An object with an integer `parts` takes `label=` in both methods.
-    It draws from torch's global state, which is seeded from the generator, if one is given, and put back. A module moves
-    with this one; anything else stays on its device, and z is taken there.
+    D is that of two draws, made and scored on the spot. An object with an integer `parts` takes `label=` in both. Draws
+    are from torch's global state, which is seeded from the generator, if there is one, and put back. A module moves with
+    this; anything else stays on its device, and z is taken there.
 
     Raises:
         InputError: methods are missing, or the draws or their densities are not finite or not of a prior's shapes.
@@ -401,19 +361,15 @@ class DistributionPrior(Prior):
             given = f"{name} is a batch of distributions, of batch_shape {tuple(source.batch_shape)}"
             raise InputError(f"{given}, not one over vectors; wrap it in torch.distributions.Independent(…, 1)")
         labels = {} if parts is None else {"label": torch.tensor([0, parts - 1])}
-        try:
-            with seeded(0), torch.no_grad():
-                draws = source.sample(torch.Size([2]), **labels)
-                density = source.log_prob(draws, **labels)
-            finite = "finite" if bool(draws.isfinite().all() and density.isfinite().all()) else "not finite"
-            given = f"{finite}, of shapes {tuple(draws.shape)} and {tuple(density.shape)}"
-        except Exception as error:  # whatever a user's object raises
-            raise InputError(
-                f"{name} failed on two samples ({error}); it needs sample((2,)) and log_prob(z)"
-            ) from error
+        with seeded(0), torch.no_grad():
+            draws = source.sample(torch.Size([2]), **labels)
+            density = source.log_prob(draws, **labels)
+        finite = "finite" if draws.isfinite().all() and density.isfinite().all() else "not finite"
         if finite != "finite" or draws.ndim != 2 or not draws.shape[:1] == density.shape == (2,):
-            wanted = "finite, of shapes (2, latent size) and (2,)"
-            raise InputError(f"two samples of {name} and their log_prob are {given}; make them {wanted}")
+            given = (
+                f"two samples and their log_prob are {finite}, of shapes {tuple(draws.shape)}, {tuple(density.shape)}"
+            )
+            raise InputError(f"{name} is no prior, as {given}; make them finite, of shapes (2, latent size), (2,)")
         super().__init__(draws.shape[1], parts)
         self.source = source
         self._home = None if isinstance(source, nn.Module) else draws.device
@@ -431,11 +387,11 @@ class DistributionPrior(Prior):
 
 
 def as_prior(source: Any) -> Prior:
-    """`source` itself if it is a Prior, else a `DistributionPrior` around it, which may refuse it with an InputError."""
+    """`source` itself if it is a Prior, else a `DistributionPrior` around it, or an InputError."""
     return source if isinstance(source, Prior) else DistributionPrior(source)
 
 
-PRIORS: dict[str, type[Prior]] = {
+PRIORS: dict[str, type[_Structured]] = {
     "pinwheel": Pinwheel,
     "swiss_roll": SwissRoll,
     "less_noisy_square": LessNoisySquare,
@@ -448,13 +404,11 @@ def make_prior(name: str, latent_size: int = 2, parts: int = 10, width: float | 
     """The prior called `name` in `PRIORS`.
 
     Args:
-        name: its name.
         latent_size: D, at least 2 (1 for the Gaussian).
         parts: the number C of label parts.
-        width: standard deviation of the noise, positive (1e-4 or more around a curve); None is the prior's own.
+        width: standard deviation of the noise, 1e-4 or more; None is the prior's own, for the Gaussians no noise.
 
     Raises:
         InputError: no prior is called so, or an argument is out of its range.
     """
-    options: dict[str, Any] = {"latent_size": latent_size, "parts": parts} | ({} if width is None else {"width": width})
-    return PRIORS[check_name("prior", name, PRIORS)](**options)
+    return PRIORS[check_name("prior", name, PRIORS)](latent_size, parts, width)

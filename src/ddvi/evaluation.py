@@ -1,0 +1,306 @@
+"""The measures that a run is judged by, each exactly as defined; see `ddvi.catalogue.MEASURES` for what they say.
+
+Latents are one draw from q(z|x) per example, the same for every method. Bounds are at weight 1 whatever training used.
+Data that is random by nature (binarised, dequantised) is drawn once, with a seed that no run can choose.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddvi.data import Dataset
+from ddvi.evidence import exact_log_likelihood
+from ddvi.model import LatentVariableModel
+from ddvi.preprocessing import Dequantise
+from ddvi.randomness import derive_seed, generator, seeded
+
+_FIXED_SEED = 0
+_CHUNK = 1000
+_DRAWS_AT_ONCE = 10_000
+KERNEL_BANDWIDTHS = (0.05, 0.1, 0.3, 0.5, 0.8)
+MMD_SCALES = (2, 5, 10, 20, 40, 80)
+NEIGHBOURS = 20
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How many examples, draws and nodes the measures take."""
+
+    examples: int | None = None
+    elbo_draws: int = 10
+    iw_examples: int = 1000
+    iw_draws: int = 1000
+    stand_in_examples: int = 500
+    stand_in_draws: int = 5000
+    gap_examples: int = 500
+    gap_draws: int = 4
+    gap_auxiliary_draws: int = 250
+    prior_draws: int = 10_000
+    nodes: int = 50_000
+
+
+FULL = Effort()
+QUICK = Effort(
+    examples=1000,
+    iw_examples=200,
+    iw_draws=100,
+    stand_in_examples=100,
+    stand_in_draws=500,
+    gap_examples=100,
+    gap_auxiliary_draws=50,
+    prior_draws=1000,
+    nodes=20_000,
+)
+
+
+def evaluate(
+    model: LatentVariableModel,
+    dataset: Dataset,
+    *,
+    quick: bool = False,
+    seed: int = 0,
+    report: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Every measure that applies to the model on the data set's test part.
+
+    Args:
+        model: put into evaluation mode.
+        dataset: test part read here; the training part only for the neighbours' labels.
+        quick: cap examples, draws and nodes.
+        seed: of the draws, not of the data.
+        report: told what is being computed.
+
+    Returns:
+        JSON-able values by name: those of `MEASURES` that apply, with counts and standard errors beside them.
+    """
+    effort = QUICK if quick else FULL
+    tell = report or (lambda text: None)
+    model.eval()
+    with torch.no_grad(), seeded(seed, "evaluation"):
+        raw = _on_device(model, dataset.test_x[: effort.examples])
+        x = prepared(model, raw)
+        metrics: dict[str, Any] = {"test_examples": len(x)}
+        if model.posterior.has_density:
+            tell("evidence lower bound")
+            metrics |= _bounds(model, x, effort, tell)
+        metrics |= _log_likelihood(model, x, effort, tell)
+        if model.posterior.has_density and "log_likelihood" in metrics:
+            tell("gaps")
+            metrics |= _gaps(model, x, metrics, effort)
+        per_example = metrics.pop("_log_likelihood", None)
+        metrics |= _bits_per_dimension(model, x, per_example)
+        tell("latent space")
+        z = latents(model, raw, seed)
+        metrics |= _latent_measures(model, dataset, z, effort, seed)
+        if dataset.maximum is not None:
+            tell("maximum mean discrepancy")
+            metrics |= _image_discrepancy(model, raw, effort)
+    return metrics
+
+
+def prepared(model: LatentVariableModel, raw: Tensor) -> Tensor:
+    """Observations from raw test data (N, *event): what is random in them is drawn once and for all."""
+    with seeded(_FIXED_SEED, "test set"):
+        return torch.cat([model.preprocessing(part) for part in raw.split(_CHUNK)])
+
+
+@torch.no_grad()
+def latents(model: LatentVariableModel, raw: Tensor, seed: int = 0) -> Tensor:
+    """One draw from q(z|x) for each row of raw data (N, *event): (N, D), on the CPU."""
+    model.eval()
+    with seeded(seed, "latents"):
+        parts = [model.posterior(model.preprocessing(_on_device(model, part))).draw().z for part in raw.split(_CHUNK)]
+    return torch.cat(parts).cpu()
+
+
+def _on_device(model: LatentVariableModel, value: Tensor) -> Tensor:
+    return value.to(next(model.parameters()).device)
+
+
+def _mean_and_error(name: str, values: Tensor) -> dict[str, float]:
+    """Mean over examples (N,) and its standard error."""
+    return {name: values.mean().item(), f"{name}_standard_error": (values.std() / math.sqrt(len(values))).item()}
+
+
+def _bounds(model: LatentVariableModel, x: Tensor, effort: Effort, tell: Callable[[str], None]) -> dict[str, Any]:
+    elbo = torch.cat([model.log_weights(part, effort.elbo_draws).double().mean(0) for part in x.split(_CHUNK)])
+    tell("importance-weighted bound")
+    permutation = torch.randperm(len(x), generator=generator(_FIXED_SEED, "permutation"))
+    chosen = x[permutation[: effort.iw_examples].to(x.device)]
+    bound = importance_weighted_bound(model, chosen, effort.iw_draws)
+    return {
+        **_mean_and_error("elbo", elbo),
+        "elbo_draws": effort.elbo_draws,
+        **_mean_and_error("iw_bound", bound),
+        "iw_bound_draws": effort.iw_draws,
+        "iw_bound_examples": len(chosen),
+    }
+
+
+def importance_weighted_bound(model: LatentVariableModel, x: Tensor, draws: int) -> Tensor:
+    """log 1/K Σ_k w_k of each x (N, *event): (N,), in pieces that fit into memory."""
+    at_once = max(1, _DRAWS_AT_ONCE // draws)
+    return torch.cat([model.importance_weighted_bound(part, draws).double() for part in x.split(at_once)])
+
+
+def _log_likelihood(
+    model: LatentVariableModel, x: Tensor, effort: Effort, tell: Callable[[str], None]
+) -> dict[str, Any]:
+    if model.posterior.latent_size == 2:
+        tell("exact log-likelihood")
+        evidence = exact_log_likelihood(
+            model.prior,
+            model.likelihood,
+            x,
+            nodes=effort.nodes,
+            report=lambda text: tell(f"exact log-likelihood: {text}"),
+        )
+        return {
+            **_mean_and_error("log_likelihood", evidence.log_likelihood),
+            "log_likelihood_nodes": evidence.nodes,
+            "log_likelihood_change": evidence.change.mean().item(),
+            "log_likelihood_largest_change": evidence.change.max().item(),
+            "_log_likelihood": evidence.log_likelihood,
+        }
+    if not model.posterior.has_density:
+        return {}
+    tell("importance-weighted bound in the place of the log-likelihood")
+    chosen = x[: effort.stand_in_examples]
+    bound = importance_weighted_bound(model, chosen, effort.stand_in_draws)
+    return {
+        **_mean_and_error("log_likelihood_iw", bound),
+        "log_likelihood_iw_draws": effort.stand_in_draws,
+        "log_likelihood_iw_examples": len(chosen),
+        "_log_likelihood": bound,
+    }
+
+
+def _gaps(model: LatentVariableModel, x: Tensor, metrics: dict[str, Any], effort: Effort) -> dict[str, Any]:
+    """What the bound loses, on all examples, and KL(q(z|x) ‖ p(z|x)), on the first few."""
+    inference_gap = metrics["log_likelihood"] - metrics["elbo"]
+    if not model.posterior(x[:1]).auxiliaries:
+        return {"inference_gap": inference_gap, "marginal_gap": inference_gap}
+    gaps = []
+    for start in range(0, min(effort.gap_examples, len(x)), 10):
+        part = x[start : start + 10]
+        conditional = model.posterior(part)
+        draw = conditional.draw((effort.gap_draws,))
+        log_q, _ = conditional.log_prob(draw.z, effort.gap_auxiliary_draws)
+        weights = model.weigh(part, draw)
+        # KL = E_q[ log q(z|x) − log p(x, z) ] + log p(x)
+        gaps.append((log_q - weights.log_likelihood - weights.log_prior).double().mean(0))
+    gap = torch.cat(gaps)
+    gap = gap + metrics["_log_likelihood"][: len(gap)]
+    return {
+        "inference_gap": inference_gap,
+        **_mean_and_error("marginal_gap", gap),
+        "marginal_gap_draws": effort.gap_draws,
+        "marginal_gap_auxiliary_draws": effort.gap_auxiliary_draws,
+        "marginal_gap_examples": len(gap),
+    }
+
+
+def _bits_per_dimension(model: LatentVariableModel, x: Tensor, log_likelihood: Tensor | None) -> dict[str, Any]:
+    if log_likelihood is None or not isinstance(model.preprocessing, Dequantise):
+        return {}
+    nats = -log_likelihood.mean().item() / x[0].numel()
+    # A density on [0, 1] to a probability of one of the levels.
+    return {"bits_per_dimension": nats / math.log(2) + math.log2(model.preprocessing.levels)}
+
+
+def _latent_measures(
+    model: LatentVariableModel, dataset: Dataset, z: Tensor, effort: Effort, seed: int
+) -> dict[str, Any]:
+    metrics: dict[str, Any] = {}
+    if z.shape[1] <= 3:
+        metrics |= latent_nll(z, model.prior.sample((effort.prior_draws,)).cpu())
+    if dataset.test_y is None or dataset.train_y is None:
+        return metrics
+    labels = dataset.test_y[: len(z)]
+    known = labels >= 0
+    if not known.any() or not (dataset.train_y >= 0).any():
+        return metrics
+    metrics |= _neighbours(model, dataset, z[known], labels[known], seed)
+    return metrics | clustering(model, z[known], labels[known], len(dataset.classes), seed)
+
+
+def latent_nll(z: Tensor, prior_draws: Tensor) -> dict[str, float]:
+    """−mean over prior draws (M, D) of the log of the average of kernel density estimates fitted to latents (N, D)."""
+    from sklearn.neighbors import KernelDensity
+
+    scores = [
+        # 1e-4 is the relative error of a density: 1e-4 nat.
+        KernelDensity(bandwidth=bandwidth, rtol=1e-4).fit(z.double()).score_samples(prior_draws.double())
+        for bandwidth in KERNEL_BANDWIDTHS
+    ]
+    log_density = np.logaddexp.reduce(scores, axis=0) - math.log(len(scores))
+    return {
+        "latent_nll": -float(log_density.mean()),
+        "latent_nll_standard_error": float(log_density.std() / math.sqrt(len(log_density))),
+    }
+
+
+def _neighbours(model: LatentVariableModel, dataset: Dataset, z: Tensor, labels: Tensor, seed: int) -> dict[str, Any]:
+    from sklearn.neighbors import KNeighborsClassifier
+
+    assert dataset.train_y is not None
+    known = dataset.train_y >= 0
+    train_labels = dataset.train_y[known]
+    if len(train_labels) < NEIGHBOURS:
+        return {}
+    train_z = latents(model, dataset.train_x[known], derive_seed(seed, "train"))
+    classifier = KNeighborsClassifier(NEIGHBOURS).fit(train_z.numpy(), train_labels.numpy())
+    return {"knn_accuracy": float(classifier.score(z.numpy(), labels.numpy()))}
+
+
+def clustering(model: LatentVariableModel, z: Tensor, labels: Tensor, classes: int, seed: int) -> dict[str, float]:
+    """Clusters argmax_l p(l) p(z|l) of priors with parts that differ, else k-means, held against labels (N,)."""
+    from sklearn.cluster import KMeans
+    from sklearn.metrics import completeness_score, normalized_mutual_info_score
+    from sklearn.metrics.cluster import contingency_matrix
+
+    clusters = None
+    if model.prior.parts:
+        parts = torch.arange(model.prior.parts, device=next(model.parameters()).device)[:, None]
+        scores = model.prior.log_prob(_on_device(model, z)[None], parts)
+        if bool((scores != scores[:1]).any()):
+            clusters = scores.argmax(0).cpu().numpy()
+    if clusters is None:
+        random_state = derive_seed(seed, "k-means") % 2**32
+        clusters = KMeans(min(classes, len(z)), n_init=10, random_state=random_state).fit_predict(z.double().numpy())
+    truth = labels.numpy()
+    table = contingency_matrix(truth, clusters)
+    return {
+        "nmi": float(normalized_mutual_info_score(truth, clusters)),
+        "purity": float(table.max(axis=0).sum() / table.sum()),
+        "completeness": float(completeness_score(truth, clusters)),
+    }
+
+
+def _image_discrepancy(model: LatentVariableModel, raw: Tensor, effort: Effort) -> dict[str, Any]:
+    count = min(effort.prior_draws, len(raw))
+    z = model.prior.sample((count,))
+    images = torch.cat([model.likelihood(part).mean.flatten(1) for part in z.split(_CHUNK)])
+    real = model.preprocessing.picture(raw[:count]).flatten(1)
+    return {"mmd": maximum_mean_discrepancy(images, real), "mmd_examples": count}
+
+
+def maximum_mean_discrepancy(x: Tensor, y: Tensor) -> float:
+    """Square root of the biased squared MMD between x (N, F) and y (M, F), kernel Σ_s exp(−‖x − y‖²/(2 s))."""
+
+    def mean_kernel(a: Tensor, b: Tensor) -> float:
+        total = 0.0
+        for part in a.split(_CHUNK):
+            squared = torch.cdist(part, b) ** 2
+            total += sum(float(torch.exp(squared / (-2 * scale)).sum(dtype=torch.float64)) for scale in MMD_SCALES)
+        return total / (len(a) * len(b))
+
+    squared = mean_kernel(x, x) + mean_kernel(y, y) - 2 * mean_kernel(x, y)
+    return math.sqrt(max(0.0, squared))

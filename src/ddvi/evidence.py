@@ -1,0 +1,144 @@
+"""The exact evidence log p_θ(x) = log ∫ p(z) p_θ(x|z) dz in two dimensions, by quadrature.
+
+The nodes are a square lattice over the region where the prior has mass. Sums over a lattice converge exponentially for
+smooth integrands once its spacing is about the integrand's width, so the lattice is doubled until the evidence stands
+still: first by the centres of its cells, then by the middles of their edges, which makes a square lattice of half the
+spacing, and so on. Every doubling cancels the leading error of the one before, so the change that it makes bounds the
+error that was left. Examples that stand still leave; cells in which no remaining example has mass are dropped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddvi.errors import InputError
+from ddvi.likelihoods import Likelihood
+from ddvi.priors import Prior
+from ddvi.randomness import generator
+
+_NEGLIGIBLE_PRIOR = -40.0  # log density against the highest: an outlier may gain that much in likelihood
+_NEGLIGIBLE_WEIGHT = -20.0  # log share of an example's evidence
+_PROBE_SIDE = 256
+_CHUNK = 2048
+
+
+class Evidence(NamedTuple):
+    """Exact log p(x), and how exact."""
+
+    log_likelihood: Tensor
+    """(N,), nats."""
+    change: Tensor
+    """(N,), by how much the last doubling of the nodes moved it, nats."""
+    nodes: int
+    """Nodes at which the likelihood was evaluated."""
+
+
+@torch.no_grad()
+def exact_log_likelihood(
+    prior: Prior,
+    likelihood: Likelihood,
+    x: Tensor,
+    *,
+    tolerance: float = 0.01,
+    nodes: int = 50_000,
+    doublings: int = 8,
+    report: Callable[[str], None] | None = None,
+) -> Evidence:
+    """log p_θ(x) of every example.
+
+    Args:
+        prior: p(z) with D = 2.
+        likelihood: p_θ(x | z), in evaluation mode.
+        x: (N, *event).
+        tolerance: an example is done when a doubling moves it by less than this, in nats.
+        nodes: of the first lattice, about.
+        doublings: the most that are made; what is left by then shows in `change`.
+        report: told about each doubling.
+
+    Raises:
+        InputError: the latent space isn't the plane.
+    """
+    if tuple(prior.event_shape) != (2,):
+        raise InputError(f"quadrature needs a latent space of 2 dimensions, not {tuple(prior.event_shape)}")
+    corner, spacing, cells = _lattice(prior, x, nodes)
+    total = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
+    value, change = total.clone(), torch.full_like(total, math.inf)
+    active = torch.arange(len(x), device=x.device)
+    evaluated, copies = 0, 0
+    for doubling, offsets in zip(range(doublings + 1), _offsets(), strict=False):
+        kept = torch.zeros_like(cells)
+        index = cells.nonzero()
+        for offset in offsets:
+            z = corner + (index + torch.tensor(offset, device=x.device)) * spacing
+            estimate = value[active] - 2 * math.log(spacing)
+            sums, best = _accumulate(prior, likelihood, x[active], z, estimate)
+            total[active] = torch.logaddexp(total[active], sums)
+            kept[tuple(index.T)] |= best > _NEGLIGIBLE_WEIGHT
+            evaluated += len(z)
+        copies += len(offsets)
+        latest = total[active] + 2 * math.log(spacing) - math.log(copies)
+        change[active] = (latest - value[active]).abs()
+        value[active] = latest
+        moving = change[active] > tolerance
+        if report:
+            report(f"{evaluated:,} nodes, {int(moving.sum()):,} of {len(x):,} examples still move")
+        if not moving.any():
+            break
+        active = active[moving]
+        if doubling:  # the first pass has no estimate to compare with
+            cells = torch.nn.functional.max_pool2d(kept[None, None].float(), 3, 1, 1)[0, 0] > 0
+    return Evidence(value, change, evaluated)
+
+
+def _accumulate(prior: Prior, likelihood: Likelihood, x: Tensor, z: Tensor, estimate: Tensor) -> tuple[Tensor, Tensor]:
+    """log Σ_m p(z_m) p(x|z_m) for each x, and each node's largest log share of an example's estimate of that sum."""
+    total = torch.full_like(estimate, -math.inf)
+    best = []
+    for part in z.split(_CHUNK):
+        part = part.to(next(likelihood.parameters(), z).dtype)
+        joint = likelihood.pairwise_log_prob(x, part) + prior.log_prob(part)
+        total = torch.logaddexp(total, joint.logsumexp(1).double())
+        best.append((joint - estimate[:, None].to(joint.dtype)).amax(0))
+    return total, torch.cat(best)
+
+
+def _lattice(prior: Prior, x: Tensor, nodes: int) -> tuple[Tensor, float, Tensor]:
+    """Corner, spacing and the mask of cells of a lattice with about `nodes` cells where the prior has mass."""
+    draws = prior.sample((10_000,), generator=generator(0, "lattice", device=x.device)).double()
+    low, high = draws.amin(0), draws.amax(0)
+    low, high = low - 0.5 * (high - low), high + 0.5 * (high - low)
+    side = float((high - low).max())
+    probe = _mass(prior, low, side / _PROBE_SIDE, _PROBE_SIDE)
+    area = float(probe.float().mean()) * side**2
+    spacing = math.sqrt(area / nodes)
+    count = math.ceil(side / spacing)
+    return low, spacing, _mass(prior, low, spacing, count)
+
+
+def _mass(prior: Prior, corner: Tensor, spacing: float, count: int) -> Tensor:
+    """Which of count × count cells have prior mass at their corner or centre, or touch one that has."""
+    steps = torch.arange(count, device=corner.device, dtype=corner.dtype)
+    rows = torch.cartesian_prod(steps, steps)
+    dtype = prior.sample((1,), generator=generator(0, device=corner.device)).dtype
+    log_density = [prior.log_prob((corner + part * spacing).to(dtype)) for part in rows.split(1 << 16)]
+    values = torch.cat(log_density).view(1, 1, count, count)
+    mask = (values > values.max() + _NEGLIGIBLE_PRIOR).float()
+    return torch.nn.functional.max_pool2d(mask, 3, 1, 1)[0, 0] > 0
+
+
+def _offsets() -> Iterator[list[tuple[float, float]]]:
+    """What each doubling adds to the lattice, as offsets in units of its first spacing."""
+    present, step = [(0.0, 0.0)], 1.0
+    yield present
+    while True:
+        half = step / 2
+        centres = [(a + half, b + half) for a, b in present]
+        yield centres
+        edges = [(a + half, b) for a, b in present] + [(a, b + half) for a, b in present]
+        yield edges
+        present, step = present + centres + edges, half
