@@ -24,6 +24,7 @@ from ddvi.randomness import derive_seed, generator, seeded
 _FIXED_SEED = 0
 _CHUNK = 1000
 _DRAWS_AT_ONCE = 10_000
+_ROWS_AT_ONCE = 100  # of a table of distances: what stays in a processor's cache is fastest
 KERNEL_BANDWIDTHS = (0.05, 0.1, 0.3, 0.5, 0.8)
 MMD_SCALES = (2, 5, 10, 20, 40, 80)
 NEIGHBOURS = 20
@@ -297,9 +298,9 @@ def maximum_mean_discrepancy(x: Tensor, y: Tensor) -> float:
 
     def mean_kernel(a: Tensor, b: Tensor) -> float:
         total = 0.0
-        for part in a.split(_CHUNK):
-            squared = torch.cdist(part, b) ** 2
-            total += sum(float(torch.exp(squared / (-2 * scale)).sum(dtype=torch.float64)) for scale in MMD_SCALES)
+        for part in a.split(_ROWS_AT_ONCE):
+            squared = torch.cdist(part, b).square_()
+            total += sum(float((squared * (-0.5 / scale)).exp_().sum()) for scale in MMD_SCALES)
         return total / (len(a) * len(b))
 
     squared = mean_kernel(x, x) + mean_kernel(y, y) - 2 * mean_kernel(x, y)

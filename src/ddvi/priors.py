@@ -27,7 +27,8 @@ from ddvi.randomness import seeded
 class Prior(nn.Module, abc.ABC):
     """A distribution over latent vectors of D entries; a subclass gives `_draw` and `_log_density`.
 
-    `event_shape` is (D,); `parts` is the number C of label parts, or None. `.to(device, dtype)` says where and in what
+    `event_shape` is (D,); `parts` is the number C of label parts, or None; labels are integers in 0 … C − 1, and
+    `log_prob` checks that on the CPU only, where it waits for no device. `.to(device, dtype)` says where and in what
     precision `sample` draws; `log_prob` answers in the precision of z, at least float32.
     """
 
@@ -42,9 +43,7 @@ class Prior(nn.Module, abc.ABC):
     def sample(
         self, sample_shape: Sequence[int] = (), label: Tensor | None = None, generator: Generator | None = None
     ) -> Tensor:
-        """Draw z ~ p(z), or z ~ p(z|l), of shape `(*sample_shape, D)`.
-
-        Labels are integers in 0 … C − 1 that broadcast to `sample_shape`; no generator means torch's global one.
+        """Draw z ~ p(z), or z ~ p(z|l), of shape `(*sample_shape, D)`; labels broadcast to `sample_shape`.
 
         Raises:
             InputError: the label isn't of integers in range, or doesn't broadcast.
@@ -56,15 +55,13 @@ class Prior(nn.Module, abc.ABC):
     def log_prob(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         """log p(z), or log p(z|l), in nats, for z `(*, D)`; of shape `(*)` broadcast with the label's.
 
-        Labels are integers in 0 … C − 1; their range is checked on the CPU only, where that waits for no device.
-
         Raises:
             InputError: z doesn't end in D floating-point entries, or the label isn't of integers in range.
         """
         (size,) = self.event_shape
         if z.ndim == 0 or z.shape[-1] != size or not z.is_floating_point():
-            given, wanted = f"z is {z.dtype} of shape {tuple(z.shape)}", f"floating-point vectors of {size}"
-            raise InputError(f"{given}, but {type(self).__name__} takes {wanted}; give it the latent_size of z")
+            given = f"z is {z.dtype} of shape {tuple(z.shape)}, but {type(self).__name__} takes"
+            raise InputError(f"{given} floating-point vectors of {size}; give it the latent_size of z")
         if label is not None:
             label = self._checked(label, z.shape[:-1], sampling=False)
             z, label = z.expand(*label.shape, size), label.reshape(-1)
@@ -81,8 +78,8 @@ class Prior(nn.Module, abc.ABC):
         if (sampling or label.device.type == "cpu") and label.numel():
             low, high = (bound.item() for bound in label.aminmax())
             if low < 0 or high >= self.parts:
-                given, allowed = f"labels run from {low} to {high}", f"from 0 to {self.parts - 1}"
-                raise InputError(f"{given}, but those of this {name} {allowed}; give `parts` the number of classes")
+                given = f"labels run from {low} to {high}, but those of this {name} from 0 to {self.parts - 1}"
+                raise InputError(f"{given}; give `parts` the number of classes")
         try:
             return label.long().expand(shape if sampling else torch.broadcast_shapes(shape, label.shape))
         except RuntimeError:
@@ -101,8 +98,7 @@ class Prior(nn.Module, abc.ABC):
 class _Structured(Prior):
     """Checked arguments, and constants that are exact in every precision."""
 
-    smallest_size = 2
-    default_width = 0.0
+    smallest_size, default_width = 2, 0.0
 
     def __init__(self, latent_size: int = 2, parts: int = 10, width: float | None = None):
         name = type(self).__name__
@@ -160,8 +156,7 @@ class _LogMixture(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (score,) = ctx.saved_tensors
-        return grads[0].unsqueeze(-1) * score, None, None, None, None
+        return grads[0].unsqueeze(-1) * ctx.saved_tensors[0], None, None, None, None
 
 
 class _Curve(_Structured):
@@ -179,7 +174,7 @@ class _Curve(_Structured):
         start, stop = self._position(label, torch.tensor(self.limits, dtype=torch.float64)).split(1, -1)
         grid = start + (stop - start) * torch.linspace(0, 1, 4001, dtype=torch.float64)
         arc = nn.functional.pad(self._point(grid, label).diff(dim=1).norm(dim=-1).cumsum(-1), (1, 0)).numpy()
-        panels = math.ceil(arc.max() / (3 * self.width))  # one number for all labels makes their nodes one array
+        panels = math.ceil(arc.max() / (2 * self.width))  # one number for all labels makes their nodes one array
         edges = [np.interp(np.linspace(0, a[-1], panels + 1), a, t) for a, t in zip(arc, grid.numpy(), strict=True)]
         offset, weight = np.polynomial.legendre.leggauss(8)
         half = np.diff(edges)[..., None] / 2
@@ -216,7 +211,7 @@ class Pinwheel(_Curve):
         return _log_normal(t - 1, 0.15)
 
     def _point(self, t: Tensor, label: Tensor) -> Tensor:
-        angle = label * (2 * math.pi / self.count) + 0.25 * t.exp()
+        angle = 2 * math.pi * label.to(t.dtype) / self.count + 0.25 * t.exp()
         return torch.stack([t * angle.cos(), t * angle.sin()], -1)
 
 
@@ -224,14 +219,13 @@ class Pinwheel(_Curve):
 class SwissRoll(_Curve):
     """A spiral: u ~ U(0, 1), radius 3√u, angle 4.5π√u, widened; label l has u in [l/C, (l+1)/C).
 
-    The curve is smooth in t = √u, of density 2t. Entries of z beyond the first two are N(0, width²). Makhzani et al.
-    2015 (arXiv 1511.05644). Arguments: `make_prior`.
+    Entries of z beyond two are N(0, width²). Makhzani et al. 2015 (arXiv 1511.05644). Arguments: `make_prior`.
     """
 
     default_width, noise, limits = 0.05, torch.rand, (0.0, 1.0)
 
     def _position(self, label: Tensor, noise: Tensor) -> Tensor:
-        return ((label + noise) / self.count).sqrt()
+        return ((label + noise) / self.count).sqrt()  # t = √u, of density 2t, in which the curve is smooth
 
     def _log_speed(self, t: Tensor) -> Tensor:
         return (2 * self.count * t).log()
@@ -245,21 +239,19 @@ class SwissRoll(_Curve):
 class LessNoisySquare(_Structured):
     """The perimeter of [−1, 1]², uniformly, widened; label l is the l-th of C parts, clockwise from (−1, 1).
 
-    D > 2: without a label one coordinate, chosen at random, is uniform on [−1, 1], the others are ±1; with a label it is
-    the square in the first two and N(0, width²) in the others, so the parts make up p(z) for D = 2 only. The paper
-    of DDVI (arXiv 2401.02739). Arguments: `make_prior`.
+    D > 2: without a label one coordinate, chosen at random, is uniform on [−1, 1], the others ±1; with one it is the
+    square in the first two, N(0, width²) in the others. So parts make up p(z) for D = 2 only. Arguments: `make_prior`.
     """
 
     default_width = 0.06
 
     def _tabulate(self) -> tuple[Tensor, ...]:
-        """Direction x, y of each side (4,); centre, half length, log density of each part's segment on it (C, 4)."""
-        # Side k is [2k, 2k + 2] in arc length; walked along (x, y), it is at 1 along the normal (−y, x).
+        """Direction (x, y) of each side (4,), at 1 along its normal (−y, x); segment of each part on it (C, 4)."""
         x, y = torch.tensor([[1, 0, -1, 0], [0, -1, 0, 1]], dtype=torch.float64)
-        corner = 2 * torch.arange(4, dtype=torch.float64)
+        corner = 2 * torch.arange(4, dtype=torch.float64)  # in arc length
         border = 8 * torch.arange(self.count + 1, dtype=torch.float64).unsqueeze(-1) / self.count
         start, stop = torch.maximum(border[:-1], corner), torch.minimum(border[1:], corner + 2)
-        half = torch.where(start < stop, (stop - start) / 2, 1.0)
+        half = torch.where(start < stop, (stop - start) / 2, 1.0)  # a part not on this side has log density −∞ there
         return x, y, (start + stop) / 2 - corner - 1, half, (start < stop).double().log() + math.log(self.count / 8)
 
     def _draw(self, shape: torch.Size, label: Tensor | None, options: dict[str, Any]) -> Tensor:
@@ -290,10 +282,7 @@ class LessNoisySquare(_Structured):
         return terms.logsumexp(-1) + _log_normal(z[:, 2:], self.width).sum(-1)
 
     def _log_box(self, distance: Tensor, half: Tensor | float) -> Tensor:
-        """log[Φ((h − d)/width) − Φ((−h − d)/width)], of d ≥ 0: [−h, h] widened.
-
-        The second argument is negative, and so is the first wherever the difference is small.
-        """
+        """log[Φ((h − d)/width) − Φ((−h − d)/width)] for d ≥ 0: where it is small both arguments are negative."""
         upper, lower = log_ndtr((half - distance) / self.width), log_ndtr((-half - distance) / self.width)
         return upper + torch.log(-torch.expm1(lower - upper))
 
@@ -328,8 +317,7 @@ class GaussianMixture(_Structured):
         z = math.hypot(0.1, self.width) * torch.randn(*shape, *self.event_shape, **options)
         x, y = (constant[label] for constant in self._constants(z))
         along = 1.4 + math.hypot(0.5, self.width) * torch.randn(shape, **options)
-        across = z[..., 1]
-        z[..., :2] = torch.stack([along * x - across * y, along * y + across * x], -1)
+        z[..., :2] = torch.stack([along * x - z[..., 1] * y, along * y + z[..., 1] * x], -1)
         return z
 
     def _log_density(self, z: Tensor, label: Tensor | None) -> Tensor:
@@ -337,20 +325,17 @@ class GaussianMixture(_Structured):
         x, y = (constant if label is None else constant[label, None] for constant in self._constants(z))
         along, across = z[:, :1] * x + z[:, 1:2] * y, z[:, 1:2] * x - z[:, :1] * y
         terms = _log_normal(along - 1.4, wide) + _log_normal(across, narrow)
-        log_parts = math.log(self.count) if label is None else 0.0
-        return terms.logsumexp(-1) - log_parts + _log_normal(z[:, 2:], narrow).sum(-1)
+        mixture = terms.logsumexp(-1) - (math.log(self.count) if label is None else 0)
+        return mixture + _log_normal(z[:, 2:], narrow).sum(-1)
 
 
 @final
 class DistributionPrior(Prior):
     """A torch distribution, or any object with `sample(sample_shape)` and `log_prob(z)`, as a prior.
 
-    D is that of two draws, made and scored on the spot. An object with an integer `parts` takes `label=` in both. Draws
-    are from torch's global state, which is seeded from the generator, if there is one, and put back. A module moves with
-    this; anything else stays on its device, and z is taken there.
-
-    Raises:
-        InputError: methods are missing, or the draws or their densities are not finite or not of a prior's shapes.
+    D is that of two draws, made and scored on the spot, and refused with an InputError if unsound. An object with an
+    integer `parts` takes `label=` in both. Draws are from torch's global state, which is seeded from the generator, if
+    there is one, and put back. A module moves with this; anything else stays on its device, and z is taken there.
     """
 
     def __init__(self, source: Any):

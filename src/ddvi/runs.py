@@ -1,7 +1,7 @@
 """One run: from settings to a run folder, and back from the folder to a model.
 
-A folder is finished when it holds `metrics.json`, which is written last; every file is written aside and renamed, so that
-a run may be killed at any moment. What decides whether a folder can be used needs no torch, and is asked first.
+A folder is finished when it holds `metrics.json`, which is written last; every file is written aside and renamed, so
+that a run may be killed at any moment. What decides whether a folder can be used needs no torch, and is asked first.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddvi.catalogue import DATASETS
 from ddvi.errors import InputError, check_name
 from ddvi.settings import FIELDS, FREE_ON_RESUME, Settings, convert, resolve
 
@@ -80,7 +81,9 @@ def plan(settings: Settings) -> Plan:
         )
     if (folder / METRICS).exists():
         if settings.evaluation == "full" and read_metrics(folder).get("evaluation") == "quick":
-            return Plan("evaluate", f"the run in {folder} is finished, but its evaluation was quick: evaluating in full")
+            return Plan(
+                "evaluate", f"the run in {folder} is finished, but its evaluation was quick: evaluating in full"
+            )
         return Plan("show", f"the run in {folder} is finished, this is its table; overwrite=true trains anew")
     if not (folder / CHECKPOINT).exists():
         return Plan("train", f"the run in {folder} has saved nothing yet: starting from the beginning")
@@ -154,9 +157,10 @@ def _train(settings: Settings, resume: bool, listener: Listener | None) -> dict[
         for name in (METRICS, WEIGHTS, CHECKPOINT, HISTORY):
             (folder / name).unlink(missing_ok=True)
         _write_config(settings, observations, dataset)
-    trainer.fit(resume=resume, facts={"settings": settings.as_dict()})
+    facts = {"settings": {name: getattr(settings, name) for name in FIELDS if name not in FREE_ON_RESUME}}
+    trainer.fit(resume=resume, facts=facts)
     watcher.write()
-    checkpoint.save(folder / WEIGHTS, model.state_dict(), {"settings": settings.as_dict()})
+    checkpoint.save(folder / WEIGHTS, model.state_dict(), facts)
     return _evaluate(settings, observations, model, dataset, len(train_x), listener)
 
 
@@ -328,10 +332,8 @@ def make_fabric(settings: Settings) -> Fabric:
 
 def fit_to_size(settings: Settings, count: int) -> Settings:
     """Default `validation` and `batch_size` made to fit `count` training examples; what the user set stays."""
-    default = resolve("digits", settings.method, settings.prior, {"preset": settings.preset})
-    if settings.dataset != "digits":
-        named = settings.dataset if settings.dataset in ("mnist", "fashion_mnist", "cifar") else "mnist"
-        default = resolve(named, settings.method, settings.prior, {"preset": settings.preset})
+    named = settings.dataset if settings.dataset in DATASETS else "mnist"  # which has the general defaults
+    default = resolve(named, settings.method, settings.prior, {"preset": settings.preset})
     changes: dict[str, int] = {}
     if settings.validation == default.validation and settings.validation > count // 10:
         changes["validation"] = count // 10
@@ -349,7 +351,7 @@ def read_settings(folder: Path) -> Settings:
     """
     try:
         stored = dict(_read_config(folder)["settings"])
-        values = {check_name("setting", name, FIELDS): convert(name, value) for name, value in stored.items()}
+        values: dict[str, Any] = {check_name("setting", name, FIELDS): convert(name, stored[name]) for name in stored}
         return Settings(**values | {"out": str(folder)})
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(folder, error) from None
@@ -411,7 +413,7 @@ class _HistoryWriter:
             self.listener.message(text)
 
     def write(self) -> None:
-        """Columns are the union over rows: the epoch first, then terms as they appear, then what every row ends with."""
+        """Columns are the union over rows: the epoch, the terms as they appear, then what every row ends with."""
         rows = self.trainer.state.history
         last = ("validation_bound", "skipped", "examples_per_second", "seconds")
         names = list(dict.fromkeys(name for row in rows for name in row))
@@ -446,7 +448,7 @@ def _write_config(settings: Settings, observations: Observations, dataset: Datas
     from omegaconf import OmegaConf
 
     stored = {
-        "settings": settings.as_dict(),
+        "settings": settings.as_dict() | {"resume": False, "overwrite": False},
         "observations": observations.as_dict() | {"event_shape": list(observations.event_shape)},
         "fingerprint": dataset.fingerprint,
         "versions": versions(),

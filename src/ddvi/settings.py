@@ -162,7 +162,11 @@ def resolve(dataset: str, method: str, prior: str, overrides: Mapping[str, str] 
         InputError: an unknown name or value, with the nearest right one.
     """
     dataset = DATASET_ALIASES.get(dataset, dataset)
-    if dataset not in DATASETS and not (dataset.endswith((".npz", ".npy")) or os.path.exists(dataset)):
+    if dataset not in DATASETS and (dataset.endswith((".npz", ".npy")) or os.path.isfile(dataset)):
+        dataset = os.path.abspath(os.path.expanduser(dataset))
+        if not os.path.isfile(dataset):
+            raise InputError(f"there is no file '{dataset}': give the path of a file that exists")
+    elif dataset not in DATASETS:
         try:
             check_name("dataset", dataset, DATASETS)
         except InputError as error:
@@ -181,6 +185,8 @@ def resolve(dataset: str, method: str, prior: str, overrides: Mapping[str, str] 
     layers = {**DATASET_DEFAULTS.get(dataset, {}), **METHODS[method].defaults}
     if values.get("preset", "default") == "paper":
         layers |= _paper(dataset, method)
+    if values.get("data_root"):
+        values["data_root"] = os.path.abspath(os.path.expanduser(values["data_root"]))
     settings = Settings(**{"dataset": dataset, "method": method, "prior": prior, **layers, **values})
     if settings.objective == "auto":
         settings = dataclasses.replace(settings, objective=METHODS[method].objective)
@@ -200,6 +206,8 @@ def convert(name: str, value: Any) -> Any:
         converted = _BOOLEANS[str(value).lower()] if kind is bool else kind(value)
     except (KeyError, ValueError):
         raise InputError(f"{name}={value} is not {_KINDS[kind]}: {name} is {field.metadata['meaning']}") from None
+    if kind is str and "${" in converted:
+        raise InputError(f"{name}={value} holds '${{', which config.yaml can't keep; rename the folder")
     allowed = field.metadata
     if allowed["choices"]:
         return check_name(name, converted, allowed["choices"])
@@ -244,5 +252,7 @@ def _check_together(settings: Settings, given: set[str]) -> None:
             f"latent_size={settings.latent_size} is too small for the prior {settings.prior}, which lives in the plane;"
             " use at least 2, or the gaussian prior"
         )
+    if settings.data_root and not os.path.isdir(settings.data_root):
+        raise InputError(f"data_root={settings.data_root} is not a folder; give one, or leave it out to download")
     if settings.resume and settings.overwrite:
         raise InputError("resume=true goes on with a run and overwrite=true starts anew; give one of them")

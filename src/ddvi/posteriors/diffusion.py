@@ -225,7 +225,7 @@ class PriorDenoiser(nn.Module):
             generator = torch.Generator().manual_seed(0)
             points = prior.sample((draws,), generator=generator).to(torch.float32)
             extent = points.abs().max() + 1
-            axis = torch.linspace(-1, 1, cells) * extent
+            axis = torch.linspace(-1, 1, cells, dtype=points.dtype) * extent
             grid = torch.cartesian_prod(axis, axis)
             table = []
             for alpha, sigma in zip(noise.alpha[1:].tolist(), noise.sigma[1:].tolist(), strict=True):

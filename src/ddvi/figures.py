@@ -1,0 +1,293 @@
+"""The pictures of a run: latent space, samples, reconstructions, curves.
+
+Figures are plain `matplotlib.figure.Figure` objects drawn by Agg: no pyplot, no global state, no screen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from torch import Tensor
+from torch.distributions import Categorical, Independent
+
+from ddvi.checkpoint import write_aside
+from ddvi.data import Dataset
+from ddvi.evaluation import latents
+from ddvi.likelihoods import Likelihood
+from ddvi.model import LatentVariableModel
+from ddvi.randomness import seeded
+from ddvi.settings import Settings
+
+PALETTE = (
+    "#332288",
+    "#88CCEE",
+    "#117733",
+    "#DDCC77",
+    "#CC6677",
+    "#AA4499",
+    "#44AA99",
+    "#882255",
+    "#E69F00",
+    "#777777",
+)
+"""Ten colours that stay distinct for colour-blind readers, after Paul Tol's muted scheme."""
+_INK, _PRIOR_COLOUR, _FAINT = "#333333", "#3B4A5A", "#CCCCCC"
+_MOST_POINTS = 5000
+_LATENT_TITLES = ("test examples, z ~ q(z|x)", "prior, z ~ p(z)")
+
+
+def means(likelihood: Likelihood, z: Tensor) -> Tensor:
+    """E[x|z] for z (N, D), (N, *event); for categories the mean of their numbers."""
+    distribution = likelihood(z)
+    base = distribution.base_dist if isinstance(distribution, Independent) else distribution
+    if isinstance(base, Categorical):
+        numbers = torch.arange(base.probs.shape[-1], device=z.device, dtype=z.dtype)
+        return (base.probs * numbers).sum(-1)
+    return distribution.mean
+
+
+@torch.no_grad()
+def draw_all(
+    folder: Path,
+    model: LatentVariableModel,
+    dataset: Dataset,
+    history: Sequence[Mapping[str, Any]],
+    settings: Settings,
+) -> None:
+    """Write `latents.png`, `samples.png`, `reconstructions.png` and `curves.png` into a run folder.
+
+    Args:
+        folder: the run folder.
+        model: trained, in evaluation mode.
+        dataset: whose test examples are shown.
+        history: a row an epoch; values may be text.
+        settings: the run's, for titles and the seed.
+    """
+    title = f"{dataset.name} · {settings.method} · {settings.prior}"
+    device = next(model.parameters()).device
+    with seeded(settings.seed, "figures"):
+        z = latents(model, dataset.test_x[:_MOST_POINTS], settings.seed)
+        prior_z = model.prior.sample((max(len(z), 2000),)).cpu()
+        samples = means(model.likelihood, model.prior.sample((100,)))
+        raw = dataset.test_x[:16].to(device)
+        drawn = model.posterior(model.preprocessing(raw)).draw().z
+        pairs = model.preprocessing.picture(raw), means(model.likelihood, drawn)
+        real = model.preprocessing.picture(dataset.test_x[:100].to(device))
+    labels = None if dataset.test_y is None else dataset.test_y[: len(z)]
+    save(latent_space(z, labels, prior_z, dataset.classes, title), folder / "latents.png")
+    save(sample_grid(samples, real, title), folder / "samples.png")
+    save(reconstruction_rows(*pairs, title), folder / "reconstructions.png")
+    save(curves(history, title), folder / "curves.png")
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG, aside and renamed."""
+    FigureCanvasAgg(figure)
+    write_aside(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150, facecolor="white"))
+
+
+def latent_space(z: Tensor, labels: Tensor | None, prior_z: Tensor, classes: Sequence[str], title: str) -> Figure:
+    """Latents (N, D) coloured by class beside prior samples (M, D), on the same axes."""
+    figure = Figure(figsize=(10.6 if classes else 9.4, 4.9), layout="constrained")
+    left, right = figure.subplots(1, 2, sharex=True, sharey=True)
+    scatter(left, z, labels, len(classes))
+    scatter(right, prior_z, None)
+    _same_limits((left, right), (z, prior_z))
+    for axes, name in zip((left, right), _LATENT_TITLES, strict=True):
+        axes.set_title(name, fontsize=10, color=_INK)
+    if classes:
+        colours = colours_of(len(classes))
+        dots = [Line2D([], [], marker="o", linestyle="", markersize=5, color=colour) for colour in colours]
+        figure.legend(
+            dots, classes, loc="outside right center", frameon=False, fontsize=9, ncols=1 + len(classes) // 26
+        )
+    size = z.shape[1]
+    figure.suptitle(title + (f" · the first two of {size} coordinates" if size > 2 else ""), fontsize=11, color=_INK)
+    return figure
+
+
+def latent_spaces(rows: Sequence[Sequence[tuple[str, Tensor, Tensor | None]]], names: Sequence[str] = ()) -> Figure:
+    """A grid of latent spaces: a row a prior, a column a method, by convention the prior's own samples last.
+
+    Args:
+        rows: in each row panels of (title, latents (N, D), labels (N,) or None); titles stand above the first row.
+        names: what is written to the left of each row.
+    """
+    columns = max(len(row) for row in rows)
+    figure = Figure(figsize=(2.3 * columns, 2.35 * len(rows) + 0.2), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)  # type: ignore[union-attr]
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    classes = max((int(y.max()) + 1 for row in rows for _, _, y in row if y is not None), default=0)
+    for i, row in enumerate(rows):
+        for j, axes in enumerate(grid[i]):
+            if j >= len(row):
+                axes.set_axis_off()
+                continue
+            title, z, labels = row[j]
+            scatter(axes, z, labels, classes, size=1.6)
+            axes.tick_params(length=0, labelbottom=False, labelleft=False)
+            if i == 0:
+                axes.set_title(title, fontsize=11, color=_INK)
+            if j == 0 and names:
+                axes.set_ylabel(names[i], fontsize=11, color=_INK)
+        _same_limits(list(grid[i][: len(row)]), [row[-1][1]], margin=0.35)
+    return figure
+
+
+def sample_grid(samples: Tensor, real: Tensor, title: str) -> Figure:
+    """Means of prior draws: images as a square grid, tables as a heat map beside rows of real data."""
+    if samples.dim() == 2:
+        return _tables((samples, real), ("model, E[x|z] of prior draws", "data"), title)
+    side = math.isqrt(len(samples))
+    figure = Figure(figsize=(6, 6.3), layout="constrained")
+    axes = figure.subplots()
+    _show(axes, _mosaic(samples[: side * side], side))
+    axes.set_title(f"{title} · E[x|z], z ~ p(z)", fontsize=10, color=_INK)
+    return figure
+
+
+def reconstruction_rows(examples: Tensor, reconstructions: Tensor, title: str) -> Figure:
+    """Test examples above their reconstructions."""
+    if examples.dim() == 2:
+        return _tables((examples, reconstructions), ("test examples", "reconstructions"), title)
+    columns = 8 if len(examples) > 8 else len(examples)
+    figure = Figure(figsize=(8, 0.4 + 2.1 * math.ceil(len(examples) / columns)), layout="constrained")
+    groups = figure.subplots(math.ceil(len(examples) / columns), 1, squeeze=False)[:, 0]
+    for axes, x, y in zip(groups, examples.split(columns), reconstructions.split(columns), strict=True):
+        _show(axes, _mosaic(torch.cat([x, y]), len(x)))
+    figure.suptitle(f"{title} · test examples above E[x|z], z ~ q(z|x)", fontsize=10, color=_INK)
+    return figure
+
+
+def curves(history: Sequence[Mapping[str, Any]], title: str) -> Figure:
+    """Every loss term of the history in a panel of its own, and the bound on validation examples."""
+    leave_out = {"epoch", "skipped", "seconds", "examples_per_second"}
+    names = [name for name in dict.fromkeys(name for row in history for name in row) if name not in leave_out]
+    columns = min(3, max(1, len(names)))
+    rows = max(1, math.ceil(len(names) / columns))
+    figure = Figure(figsize=(3.4 * columns, 2.3 * rows + 0.4), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True).flat
+    for i, axes in enumerate(panels):
+        if i >= len(names):
+            axes.set_axis_off()
+            continue
+        points = [(float(row["epoch"]), float(row[names[i]])) for row in history if row.get(names[i]) not in (None, "")]
+        epochs, values = zip(*points, strict=True)
+        bound = names[i] == "validation_bound"
+        axes.plot(
+            epochs, values, color=PALETTE[4] if bound else PALETTE[0], linewidth=1.4, marker="." * (len(points) < 3)
+        )
+        axes.set_title(names[i].replace("_", " "), fontsize=10, color=_INK)
+        axes.grid(color="#EEEEEE", linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(_FAINT)
+        axes.tick_params(labelsize=8, colors="#666666", length=2)
+        axes.tick_params(labelbottom=i + columns >= len(names))
+        axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[attr-defined]
+        if len(values) > 10:
+            axes.set_ylim(*_limits(values))
+        if i % columns == 0:
+            axes.set_ylabel("nats", fontsize=8, color="#666666")
+        if i + columns >= len(names):
+            axes.set_xlabel("epoch", fontsize=8, color="#666666")
+    figure.suptitle(title, fontsize=11, color=_INK)
+    return figure
+
+
+def scatter(axes: Axes, z: Tensor, labels: Tensor | None, classes: int = 0, size: float | None = None) -> None:
+    """The first two coordinates of z (N, D); one coordinate is spread out at random for the eye."""
+    points = z.detach().cpu().double()
+    size = size or min(12.0, max(3.0, 5000 / len(points)))
+    if points.shape[1] == 1:
+        with seeded(0, "jitter"):
+            points = torch.cat([points, 0.2 * torch.randn(len(points), 1, dtype=points.dtype)], 1)
+    colours: Any = _PRIOR_COLOUR
+    if labels is not None and classes:
+        table = [*colours_of(classes), _FAINT]  # -1, unknown, takes the last
+        colours = [table[label] for label in labels.tolist()]
+    axes.scatter(
+        points[:, 0].numpy(), points[:, 1].numpy(), s=size, c=colours, linewidths=0, alpha=0.75, rasterized=True
+    )
+    axes.set_aspect("equal")
+    axes.tick_params(labelsize=8, colors="#666666", length=2)
+    for spine in axes.spines.values():
+        spine.set_color(_FAINT)
+
+
+def colours_of(classes: int) -> list[str]:
+    """A colour for each class; beyond ten along one perceptually even scale."""
+    if classes <= len(PALETTE):
+        return list(PALETTE[:classes])
+    from matplotlib import colormaps
+
+    return [to_hex(colormaps["turbo"](i / (classes - 1))) for i in range(classes)]
+
+
+def _same_limits(panels: Sequence[Axes], clouds: Sequence[Tensor], margin: float = 0.15) -> None:
+    """Square limits around all but the most extreme thousandth of the points."""
+    points = torch.cat([cloud.detach().cpu().double()[:, :2] for cloud in clouds])
+    if points.shape[1] == 1:
+        points = torch.cat([points, torch.linspace(-1, 1, len(points), dtype=points.dtype)[:, None]], 1)
+    low = torch.stack([torch.quantile(c, 0.001) for c in points.T])
+    high = torch.stack([torch.quantile(c, 0.999) for c in points.T])
+    centre, half = (low + high) / 2, max(float((high - low).max()) / 2, 1e-3) * (1 + margin)
+    for axes in panels:
+        axes.set_xlim(float(centre[0]) - half, float(centre[0]) + half)
+        axes.set_ylim(float(centre[1]) - half, float(centre[1]) + half)
+
+
+def _limits(values: Sequence[float]) -> tuple[float, float]:
+    """Limits that the first epochs, which fall from far away, don't flatten."""
+    later = sorted(values[len(values) // 20 :])
+    low, high = later[0], later[-1]
+    space = 0.08 * max(high - low, 1e-3)
+    return low - space, high + space
+
+
+def _mosaic(images: Tensor, columns: int) -> Tensor:
+    """Images (N, C, H, W) side by side in rows, with one white pixel between them: (H', W', C)."""
+    count, channels, height, width = images.shape
+    rows = math.ceil(count / columns)
+    canvas = images.new_ones(channels, rows * (height + 1) - 1, columns * (width + 1) - 1)
+    for i, image in enumerate(images.clamp(0, 1) if images.min() >= -1 else images):
+        top, left = i // columns * (height + 1), i % columns * (width + 1)
+        canvas[:, top : top + height, left : left + width] = image
+    return canvas.movedim(0, -1).float().cpu()
+
+
+def _show(axes: Axes, mosaic: Tensor) -> None:
+    """A mosaic in colour if it has three channels, else its first channel, dark on white paper."""
+    axes.set_axis_off()
+    if mosaic.shape[-1] == 3:
+        axes.imshow(mosaic.clamp(0, 1).numpy(), interpolation="nearest")
+    else:
+        axes.imshow(mosaic[..., 0].numpy(), cmap="gray", interpolation="nearest")
+
+
+def _tables(tables: tuple[Tensor, Tensor], names: tuple[str, str], title: str) -> Figure:
+    """Two heat maps on one scale: rows are examples, columns features."""
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    panels = figure.subplots(1, 2)
+    both = torch.cat([table.detach().float().flatten().cpu() for table in tables])
+    low, high = float(torch.quantile(both[:100_000], 0.01)), float(torch.quantile(both[:100_000], 0.99))
+    image = None
+    for axes, table, name in zip(panels, tables, names, strict=True):
+        image = axes.imshow(table.float().cpu().numpy(), aspect="auto", cmap="cividis", vmin=low, vmax=high)
+        image.set_interpolation("nearest")
+        axes.set_title(name, fontsize=10, color=_INK)
+        axes.set_xlabel("feature", fontsize=9, color=_INK)
+        axes.set_yticks([])
+        axes.tick_params(labelsize=8, colors="#666666", length=2)
+        axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[attr-defined]
+    figure.colorbar(image, ax=list(panels), shrink=0.8).ax.tick_params(labelsize=8)  # type: ignore[arg-type]
+    figure.suptitle(title, fontsize=11, color=_INK)
+    return figure

@@ -1,0 +1,517 @@
+"""Every posterior against closed forms: where the evidence is known, bounds are held to it digit by digit."""
+
+import math
+
+import pytest
+import torch
+from conftest import LinearGaussian, set_linear
+from torch import nn
+from torch.distributions import Normal
+
+from ddvi.errors import InputError
+from ddvi.noise import SCHEDULES, NoisingProcess
+from ddvi.objectives.base import Batch
+from ddvi.objectives.elbo import ELBO
+from ddvi.posteriors.base import VARIANCE_FLOOR, Draw
+from ddvi.posteriors.diffusion import DiffusionPosterior, PriorDenoiser
+from ddvi.posteriors.flow import FlowPosterior
+from ddvi.posteriors.gaussian import GaussianPosterior
+from ddvi.posteriors.hierarchical import HierarchicalPosterior
+from ddvi.posteriors.implicit import ImplicitPosterior
+from ddvi.priors import make_prior
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+DENSITIES = ("gaussian", "flow", "hierarchical", "diffusion")
+densities = pytest.mark.parametrize("name", DENSITIES)
+
+
+def build(name, encoder, latent_size=2, labels=0, steps=3, noise="log_snr", prior=None):
+    match name:
+        case "gaussian":
+            return GaussianPosterior(encoder, latent_size, labels)
+        case "flow":
+            return FlowPosterior(encoder, latent_size, labels, flow_layers=2, context_size=2 * latent_size)
+        case "hierarchical":
+            return HierarchicalPosterior(encoder, latent_size, labels, flow_layers=2, context_size=2 * latent_size)
+        case "diffusion":
+            return DiffusionPosterior(
+                encoder, latent_size, labels, steps, noise, denoiser_size=16, denoiser_layers=2, prior=prior
+            )
+
+
+def set_gaussian(name, posterior, gain, offset, variance):
+    """Give a posterior the parameters at which q(z|x) = N( gain (x − offset), diag variance ), a independent of all."""
+    size = len(variance)
+    mean, none, eye = -gain @ offset, torch.zeros(size, size), torch.eye(size)
+    both = torch.cat([gain, torch.zeros_like(gain)])
+
+    def set_head(head, weight, bias, variance):
+        set_linear(head, weight, torch.cat([bias, (variance - VARIANCE_FLOOR).log()]))
+
+    match name:
+        case "gaussian":
+            set_head(posterior.head, both, mean, variance)
+        case "diffusion":
+            set_head(posterior.anchor, both, mean, variance)
+        case "flow":
+            set_linear(posterior.context, both, torch.cat([mean, torch.zeros(size)]))
+            set_head(posterior.flow.base, torch.eye(2 * size) * torch.eye(2)[0].repeat_interleave(size), mean * 0, variance)
+        case "hierarchical":
+            # The context passes a SiLU on its way to z, and silu(u) − silu(−u) = u.
+            set_linear(posterior.context, torch.cat([gain, -gain]), torch.cat([mean, -mean]))
+            set_linear(posterior.entrance, torch.cat([none, none]), torch.zeros(2 * size))
+            set_head(posterior.auxiliary_flow.base, torch.zeros(2 * size, 2 * size), mean * 0, torch.ones(size))
+            difference = torch.cat([torch.cat([eye, -eye], 1), torch.cat([none, none], 1)])
+            set_head(posterior.latent_flow.base, difference, mean * 0, variance)
+    return posterior
+
+
+def exact(name, world, **options):
+    """The posterior at the parameters where it is that of a world with orthogonal decoder columns."""
+    posterior = build(name, world.encoder(), **options)
+    return set_gaussian(name, posterior, world.gain, world.offset, world.covariance.diagonal())
+
+
+def best_diagonal(name, world, **options):
+    """The Gaussian that loses least: the posterior's mean, and variances 1/Λ_ii."""
+    posterior = build(name, world.encoder(), **options)
+    return set_gaussian(name, posterior, world.gain, world.offset, 1 / world.precision.diagonal())
+
+
+def perturbed(name, size=0.3, **options):
+    """A posterior of random parameters over observations of 3 entries, with nothing left at its initial zero."""
+    encoder = nn.Sequential(nn.Linear(3, 5), nn.Tanh())
+    encoder.out_features = 5
+    posterior = build(name, encoder, **options)
+    with torch.no_grad():
+        for parameter in posterior.parameters():
+            parameter.add_(size * torch.randn_like(parameter))
+    return posterior
+
+
+def assert_agree(difference, message, limit=4.5):
+    """The mean of independent values (N, …) is 0 within `limit` standard errors."""
+    error = difference.std(0) / math.sqrt(len(difference))
+    deviation = float((difference.mean(0) / error).abs().max())
+    assert deviation < limit, f"{message}: {deviation:.1f} standard errors apart"
+
+
+def flat_gradient(loss, module):
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(found, parameters, strict=True)])
+
+
+# Bounds where the evidence is known
+
+
+exact_posteriors = pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("gaussian", {}),
+        ("flow", {}),
+        ("hierarchical", {}),
+        *[("diffusion", {"steps": steps, "noise": noise}) for steps in (1, 5, 40) for noise in SCHEDULES],
+    ],
+)
+
+
+@exact_posteriors
+def test_bound_of_the_exact_posterior_is_the_evidence(orthogonal, name, options):
+    model = orthogonal.model(exact(name, orthogonal, **options))
+    _, x = orthogonal.simulate(16)
+    with torch.no_grad():  # every single draw weighs p(x), not only their mean
+        error = model.log_weights(x, 5) - orthogonal.evidence().log_prob(x)
+        importance_weighted = model.importance_weighted_bound(x, 5) - orthogonal.evidence().log_prob(x)
+    assert error.abs().max() <= 1e-6
+    assert importance_weighted.abs().max() <= 1e-6
+
+
+@exact_posteriors
+def test_exact_posterior_scores_given_latents_exactly(orthogonal, name, options):
+    posterior = exact(name, orthogonal, **options)
+    z, x = orthogonal.simulate(16)
+    with torch.no_grad():
+        conditional, truth = posterior(x), orthogonal.posterior(x).log_prob(z)
+        value, error = conditional.log_prob(z, 4)
+        ratio = conditional.log_ratio(conditional.reverse_path(z))
+    torch.testing.assert_close(value, truth, atol=1e-9, rtol=0)
+    torch.testing.assert_close(ratio, truth, atol=1e-9, rtol=0)
+    assert error.max() < 1e-9
+
+
+@pytest.mark.parametrize("name", ["gaussian", "flow"])
+def test_bound_of_the_best_diagonal_gaussian_loses_the_known_amount(correlated, name):
+    posterior = best_diagonal(name, correlated)
+    model = correlated.model(posterior)
+    _, x = correlated.simulate(16)
+    with torch.no_grad():
+        # log w is quadratic in z, so that its mean over the points m ± √2 s_i e_i is its mean over N(m, diag s²).
+        deviations = correlated.precision.diagonal().rsqrt().diag() * math.sqrt(2)
+        points = (x - correlated.offset) @ correlated.gain.T + torch.cat([deviations, -deviations])[:, None]
+        ratio = posterior(x).log_ratio(points[None])
+        bound = model.weigh(x, Draw(points, ratio, points[None])).log_weight().mean(0)
+        drawn = correlated.evidence().log_prob(x) - model.log_weights(x, 20_000)
+    gap = correlated.evidence().log_prob(x) - bound
+    torch.testing.assert_close(gap, torch.full_like(gap, correlated.diagonal_gap), atol=1e-6, rtol=0)
+    assert_agree(drawn.mean(1) - correlated.diagonal_gap, "gap of drawn bounds and KL(q‖p)")
+
+
+@pytest.mark.parametrize(("name", "options"), [("gaussian", {}), ("diffusion", {"steps": 5})])
+def test_importance_weighted_bound_grows_with_draws_and_stays_below_the_evidence(correlated, name, options):
+    posterior = best_diagonal(name, correlated, **options)
+    if name == "diffusion":
+        with torch.no_grad():
+            posterior.denoiser.exit.bias.add_(torch.tensor([0.2, -0.3, 0.3, -0.2]))
+    model = correlated.model(posterior)
+    _, x = correlated.simulate(4)
+    repeats, largest = 2000, 64
+    with torch.no_grad():
+        gaps = correlated.evidence().log_prob(x) - model.log_weights(x, repeats * largest)
+    bounds = {k: -(math.log(k) - (-gaps[: repeats * k].view(repeats, k, 4)).logsumexp(1)) for k in (1, 4, 16, 64)}
+    means = torch.stack([value.mean() for value in bounds.values()])
+    errors = torch.stack([value.mean(1).std() / math.sqrt(repeats) for value in bounds.values()])
+    assert (means.diff() > 4 * errors[:-1]).all(), f"not growing: {means.tolist()}"
+    assert (means <= 4 * errors).all(), f"above log p(x): {means.tolist()}"
+    assert means[0] < -0.3, "one draw loses a lot here"
+    assert means[-1] > 0.5 * means[0], "64 draws win back less than half of it"
+
+
+def train_diffusion(world):
+    """From the Gaussian of the right moments: simulator training in batches, then the ELBO with path gradients."""
+    posterior = DiffusionPosterior(world.encoder(), 2, steps=30, noise="cosine", denoiser_size=32, denoiser_layers=2)
+    set_gaussian("diffusion", posterior, world.gain, world.offset, world.covariance.diagonal())
+    model = world.model(posterior)
+
+    def simulated(progress):
+        z, x = world.simulate(256)
+        return -posterior(x).log_bound(z, levels=4)
+
+    def bound(progress):
+        _, x = world.simulate(128)
+        return next(ELBO(path_gradient=True).updates(model, Batch(x))).loss
+
+    for loss, steps, lr in ((simulated, 1000, 1e-2), (bound, 100, 2e-3)):
+        optimizer = torch.optim.Adam(posterior.parameters(), fused=True)
+        for step in range(steps):
+            optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+            optimizer.zero_grad()
+            loss(step / steps).mean().backward()
+            optimizer.step()
+    return posterior
+
+
+@pytest.mark.slow
+def test_trained_diffusion_recovers_a_correlated_posterior(float64):
+    decoder = torch.tensor([[0.9, 0.2], [0.3, 0.6], [0.4, 0.6]])
+    world = LinearGaussian(decoder, torch.tensor([0.5, -1.0, 0.0]), 0.5)  # correlation −0.52
+    posterior = train_diffusion(world)
+    _, x = world.simulate(3)
+    with torch.no_grad():
+        draws = [posterior(x).draw((4000,)) for _ in range(8)]
+        model = world.model(posterior)
+        gap = (world.evidence().log_prob(x) - torch.cat([model.weigh(x, d).log_weight() for d in draws])).mean(0)
+    z = torch.cat([draw.z for draw in draws])
+    truth = world.posterior(x)
+    mean_error = ((z.mean(0) - truth.mean) / truth.stddev).abs().max()
+    centred = z - z.mean(0)
+    covariance = torch.einsum("sbi,sbj->bij", centred, centred) / len(z)
+    covariance_error = ((covariance - world.covariance).flatten(1).norm(dim=1) / world.covariance.norm()).max()
+    print(f"trained: mean {float(mean_error):.4f} covariance {float(covariance_error):.4f} gap {gap.tolist()} of {world.diagonal_gap:.3f}")
+    assert mean_error < 0.02, f"posterior mean is {mean_error:.3f} standard deviations off"
+    assert covariance_error < 0.05, f"posterior covariance is {covariance_error:.1%} off"
+    assert gap.max() < 0.05, f"the bound loses {gap.max():.3f} nat"
+    assert gap.max() < 0.5 * world.diagonal_gap
+
+
+# Drawing and scoring
+
+
+@densities
+@pytest.mark.parametrize("sample_shape", [(), (4,), (2, 3)])
+def test_a_draw_is_scored_as_its_path(name, sample_shape):
+    posterior = perturbed(name)
+    conditional = posterior(torch.randn(5, 3))
+    draw = conditional.draw(sample_shape)
+    assert draw.z.shape == (*sample_shape, 5, 2)
+    assert draw.path.shape == (1 + conditional.auxiliaries, *sample_shape, 5, 2)
+    torch.testing.assert_close(draw.path[0], draw.z, atol=0, rtol=0)
+    torch.testing.assert_close(draw.log_ratio, conditional.log_ratio(draw.path), atol=1e-9, rtol=0)
+
+
+@densities
+@pytest.mark.parametrize("latent_size", [1, 2, 3])
+def test_drawn_latents_have_the_density_that_scoring_says(name, latent_size):
+    """E_q[ r(a|z) g(z)/q(z,a|x) ] = ∫ g = 1 for any density g of z: normalisation and draws in one."""
+    posterior = perturbed(name, size=0.1, latent_size=latent_size)
+    with torch.no_grad():
+        draw = posterior(torch.randn(1, 3)).draw((200_000,))
+        centre, spread = draw.z.mean(0), draw.z.std(0)
+        weight = (Normal(centre, 0.7 * spread).log_prob(draw.z).sum(-1) - draw.log_ratio).exp()
+    assert weight.std() < 10, "the test has lost its power"
+    assert_agree(weight - 1, "the density integrates to 1 and")
+
+
+@densities
+def test_labels_broadcast_in_front_of_the_batch(name):
+    labels, batch = 4, 3
+    posterior = perturbed(name, size=0.1, labels=labels)
+    x = torch.randn(batch, 3)
+    conditional = posterior(x, torch.arange(labels)[:, None])
+    draw = conditional.draw((2,))
+    assert draw.z.shape == (2, labels, batch, 2)
+    value, error = conditional.log_prob(draw.z, 10)
+    assert value.shape == error.shape == conditional.log_bound(draw.z).shape == (2, labels, batch)
+    assert conditional.log_bound(draw.z, levels=1).shape == (2, labels, batch)
+    for label in range(labels):
+        alone = posterior(x, torch.full((batch,), label)).log_ratio(draw.path[:, :, label])
+        torch.testing.assert_close(draw.log_ratio[:, label], alone, atol=1e-9, rtol=0)
+    assert (draw.log_ratio[:, 0] - conditional.log_ratio(draw.path.roll(1, 2))[:, 0]).abs().min() > 1e-6
+
+
+def test_a_label_without_labels_and_impossible_sizes_are_refused():
+    with pytest.raises(InputError, match="build it with labels=C"):
+        perturbed("gaussian")(torch.randn(2, 3), torch.zeros(2, dtype=torch.long))
+    with pytest.raises(InputError, match="latent size is at least 1, not 0"):
+        perturbed("gaussian", latent_size=0)
+    with pytest.raises(InputError, match="at least 2 samples, not 1"):
+        perturbed("diffusion")(torch.randn(2, 3)).log_prob(torch.randn(2, 2), samples=1)
+
+
+def test_implicit_posterior_draws_and_refuses_to_score():
+    encoder = nn.Flatten()
+    encoder.out_features = 3
+    conditional = ImplicitPosterior(encoder, 2)(torch.randn(5, 3))
+    draw = conditional.draw((4,))
+    assert draw.z.shape == (4, 5, 2)
+    assert (draw.z == draw.z[0]).all()
+    assert draw.log_ratio.isnan().all()
+    for score in (conditional.log_bound, conditional.log_prob, conditional.reverse_path):
+        with pytest.raises(InputError, match="^an adversarial autoencoder's encoder is a point, not a density[^.]*$"):
+            score(draw.z)
+    with pytest.raises(InputError, match="is a point"):
+        conditional.log_ratio(draw.path)
+
+
+# The diffusion posterior
+
+
+chains = pytest.mark.parametrize(("steps", "noise"), [(steps, noise) for steps in (1, 3, 10) for noise in SCHEDULES])
+
+
+@chains
+def test_untrained_chain_is_the_gaussian_posterior(steps, noise):
+    encoder = nn.Identity()
+    encoder.out_features = 3
+    posterior = build("diffusion", encoder, steps=steps, noise=noise)
+    x, z = torch.randn(6, 3), 2 * torch.randn(50, 6, 2)
+    with torch.no_grad():
+        conditional = posterior(x)
+        mean, variance = posterior.anchor.gaussian(x)
+        truth = Normal(mean, variance.sqrt()).log_prob(z).sum(-1)
+        value, error = conditional.log_prob(z, 3)
+        draws = conditional.draw((20_000,)).z
+        bound = torch.stack([conditional.log_bound(z) for _ in range(1000)])
+    torch.testing.assert_close(value, truth, atol=1e-10, rtol=0)
+    assert error.max() < 1e-10
+    assert_agree(draws - mean, "mean of the chain")
+    assert_agree((draws - mean) ** 2 - variance, "variance of the chain")
+    assert_agree(bound - truth, "the bound of a chain that loses nothing and log q(z|x)", limit=5)
+
+
+@chains
+def test_bound_is_the_average_log_ratio_over_the_noising_process(steps, noise):
+    posterior = perturbed("diffusion", steps=steps, noise=noise)
+    x = torch.randn(4, 3)
+    repeats = 20_000
+    with torch.no_grad():
+        conditional = posterior(x)
+        z = conditional.draw().z.expand(repeats, 4, 2)
+        full = conditional.log_bound(z)
+        brute_force = conditional.log_ratio(conditional.reverse_path(z))
+        one_level = conditional.log_bound(z, levels=1)
+        several = conditional.log_bound(z, levels=max(1, steps - 1))
+        value, error = conditional.log_prob(z[0], 20_000)
+    assert_agree(full - brute_force, "closed-form KL terms and E_r[log_ratio]")
+    assert_agree(full - one_level, "the sum over t and T times one drawn t")
+    assert_agree(full - several, "the sum over t and a part of it")
+    excess = full.mean(0) - value
+    assert (excess < 4 * (error + full.std(0) / math.sqrt(repeats))).all(), "the bound exceeds log q(z|x)"
+
+
+def test_importance_sampled_density_agrees_with_quadrature():
+    """log q(z_0|x) = log ∫∫ q(z_0|z_1) q(z_1|z_2) q(z_2) dz_1 dz_2 for T = 2, D = 1, by the trapezoidal rule."""
+    posterior = perturbed("diffusion", size=0.5, latent_size=1, steps=2, noise="cosine")
+    with torch.no_grad():
+        conditional = posterior(torch.randn(1, 3))
+        z = conditional.draw((5,)).z
+        mean, variance = conditional.start()
+        top = mean + variance.sqrt() * torch.linspace(-9, 9, 601)[:, None]
+        middle = torch.linspace(-12, 12, 2401)[:, None, None]
+
+        def step(z_t, level):
+            mean, variance = conditional.step(z_t[..., None, :], torch.tensor(level))
+            return Normal(mean[..., 0, :], variance[..., 0, :].sqrt())
+
+        joint = Normal(mean, variance.sqrt()).log_prob(top) + step(top, 2).log_prob(middle)
+        density_of_middle = torch.trapezoid(joint.exp()[..., 0], top[:, 0])
+        given = step(middle[:, 0], 1)
+        density = torch.stack(
+            [torch.trapezoid(density_of_middle * given.log_prob(point).exp()[:, 0], middle[:, 0, 0]) for point in z[:, 0]]
+        )
+        value, error = conditional.log_prob(z, 100_000)
+    assert torch.trapezoid(density_of_middle, middle[:, 0, 0]) == pytest.approx(1, abs=1e-8)
+    assert error.max() < 0.02
+    deviation = ((value[:, 0] - density.log()) / error[:, 0]).abs().max()
+    assert deviation < 4.5, f"importance sampling and quadrature are {deviation:.1f} standard errors apart"
+
+
+def test_without_context_only_the_start_depends_on_the_observation():
+    posterior = perturbed("diffusion", steps=4)
+    features = posterior.encode(torch.randn(2, 3))
+    conditional = posterior.without_context(features)
+    z_t, t = torch.randn(7, 1, 2), torch.tensor(3)
+    mean, variance = conditional.step(z_t.expand(7, 2, 2), t)
+    torch.testing.assert_close(mean[:, 0], mean[:, 1], atol=0, rtol=0)
+    torch.testing.assert_close(variance[:, 0], variance[:, 1], atol=0, rtol=0)
+    for found, full in zip(conditional.start(), posterior.condition(features).start(), strict=True):
+        torch.testing.assert_close(found, full, atol=0, rtol=0)
+    draw = conditional.draw((5,))
+    torch.testing.assert_close(draw.log_ratio, conditional.log_ratio(draw.path), atol=1e-9, rtol=0)
+
+
+def test_untrained_chain_without_context_denoises_a_standard_gaussian():
+    posterior = build("diffusion", perturbed("gaussian").encoder, steps=4)
+    conditional = posterior.without_context(posterior.encode(torch.randn(3, 3)))
+    z_t, noise = torch.randn(3, 2), posterior.noise
+    for t in range(1, 5):
+        # Of N(0, I) and its noised version: z_0 given z_t is N(α_t z_t, σ_t²).
+        mean, variance = conditional.predict(z_t, torch.tensor(t))
+        torch.testing.assert_close(mean, noise.alpha[t] * z_t, atol=1e-12, rtol=0)
+        torch.testing.assert_close(variance, noise.sigma[t] ** 2 * torch.ones(3, 2), atol=1e-12, rtol=0)
+
+
+def test_every_variance_has_its_floor():
+    posterior = build("diffusion", perturbed("gaussian").encoder, steps=3)
+    with torch.no_grad():
+        posterior.anchor.bias[2:] = -60.0
+        posterior.denoiser.exit.bias[2:] = -60.0
+    draw = posterior(torch.randn(4, 3)).draw((10,))
+    _, variance = posterior(torch.randn(4, 3)).predict(torch.randn(4, 2), torch.tensor(1))
+    assert variance.min() >= VARIANCE_FLOOR
+    assert draw.log_ratio.isfinite().all()
+
+
+# Gradients
+
+
+@densities
+def test_path_gradient_scores_have_the_value_and_no_gradient_of_parameters(name):
+    posterior = perturbed(name)
+    features = posterior.encode(torch.randn(4, 3))
+    path = posterior.condition(features).draw((6,)).path
+    torch.testing.assert_close(
+        posterior.stopped_log_ratio(features, path), posterior.condition(features).log_ratio(path), atol=1e-12, rtol=0
+    )
+    assert not posterior.stopped_log_ratio(features, path.detach()).requires_grad
+
+
+@densities
+def test_path_gradient_has_the_expectation_of_the_plain_gradient(correlated, name):
+    posterior = perturbed(name, size=0.15)
+    model = correlated.model(posterior)
+    x = correlated.simulate(4)[1]
+    plain, path = [], []
+    for seed in range(60):
+        for found, objective in ((plain, ELBO(250)), (path, ELBO(250, path_gradient=True))):
+            torch.manual_seed(seed)
+            found.append(flat_gradient(next(objective.updates(model, Batch(x))).loss.mean(), posterior))
+    plain, path = torch.stack(plain), torch.stack(path)
+    directions = torch.randn(20, plain.shape[1]).T / math.sqrt(plain.shape[1])
+    assert_agree((path - plain) @ directions, "path gradient and plain gradient")
+    along = plain.mean(0) / plain.mean(0).norm()
+    assert_agree((path - plain) @ along, "path gradient and plain gradient, along it")
+    noise = ((path - plain) @ along).std() / math.sqrt(len(plain))
+    assert noise < 0.1 * plain.mean(0).norm(), "the test has lost its power"
+
+
+@exact_posteriors
+def test_path_gradient_vanishes_at_the_exact_posterior(orthogonal, name, options):
+    posterior = exact(name, orthogonal, **options)
+    model = orthogonal.model(posterior)
+    batch = Batch(orthogonal.simulate(8)[1])
+    path = flat_gradient(next(ELBO(path_gradient=True).updates(model, batch)).loss.mean(), posterior)
+    plain = flat_gradient(next(ELBO().updates(model, batch)).loss.mean(), posterior)
+    assert path.abs().max() < 1e-8
+    assert plain.abs().max() > 1e-2, "the plain gradient is noise around 0"
+
+
+@densities
+@pytest.mark.parametrize("what", ["bound", "score"])
+def test_gradients_agree_with_finite_differences(correlated, name, what):
+    posterior = perturbed(name)
+    model = correlated.model(posterior)
+    z, x = correlated.simulate(4)
+
+    def value():
+        torch.manual_seed(1)
+        return model.log_weights(x, 3).mean() if what == "bound" else posterior(x).log_bound(z).mean()
+
+    gradient = flat_gradient(value(), posterior)
+    start = nn.utils.parameters_to_vector(posterior.parameters()).detach()
+    for _ in range(5):
+        direction = torch.randn_like(start)
+        sides = []
+        with torch.no_grad():
+            for sign in (1, -1):
+                nn.utils.vector_to_parameters(start + sign * 1e-6 * direction, posterior.parameters())
+                sides.append(value())
+            nn.utils.vector_to_parameters(start, posterior.parameters())
+        slope = (sides[0] - sides[1]) / 2e-6
+        torch.testing.assert_close(gradient @ direction, slope, rtol=1e-5, atol=1e-6)
+
+
+# The prior's own denoiser
+
+
+def test_prior_denoiser_is_the_conditional_mean_of_a_mixture():
+    """For parts N(c_k, S_k) the answer is a mixture too: Σ_k w_k(z_t) ( c_k + α S_k (α² S_k + σ²)^-1 (z_t − α c_k) )."""
+    prior, noise = make_prior("gaussian_mixture", 2, 3), NoisingProcess(2)
+    denoiser = PriorDenoiser(prior, noise, cells=96, draws=8000)
+    angle = torch.arange(3) * (2 * math.pi / 3)
+    axes = torch.stack([torch.stack([angle.cos(), angle.sin()], -1), torch.stack([-angle.sin(), angle.cos()], -1)], -1)
+    centres = 1.4 * axes[..., 0]
+    covariances = axes @ torch.tensor([0.25, 0.01]).diag() @ axes.mT
+    for t in (1, 2):
+        alpha, sigma = noise.alpha[t], noise.sigma[t]
+        z_t = alpha * prior.sample((500,)) + sigma * torch.randn(500, 2)
+        total = alpha**2 * covariances + sigma**2 * torch.eye(2)
+        parts = torch.distributions.MultivariateNormal(alpha * centres, total)
+        weights = parts.log_prob(z_t[:, None]).softmax(-1)
+        gain = alpha * covariances @ total.inverse()
+        means = centres + torch.einsum("kij,nkj->nki", gain, z_t[:, None] - alpha * centres)
+        truth = (weights[..., None] * means).sum(1)
+        error = (denoiser(z_t, torch.tensor(t)) - truth).norm(dim=-1)
+        assert error.quantile(0.9) < 0.06, f"t = {t}: {error.quantile(0.9):.3f}"
+        assert error.mean() < 0.03, f"t = {t}: {error.mean():.3f}"
+
+
+def test_prior_denoiser_is_constant_beyond_its_grid_and_broadcasts_levels():
+    denoiser = PriorDenoiser(make_prior("gaussian", 2), NoisingProcess(3), cells=16, draws=500)
+    edge = torch.tensor([[1.0, 0.3]]) * denoiser.extent
+    far = torch.tensor([[50.0, 0.3]]) * denoiser.extent
+    torch.testing.assert_close(denoiser(edge, torch.tensor(2)), denoiser(far, torch.tensor(2)))
+    z_t = torch.randn(3, 5, 2)
+    together = denoiser(z_t, torch.tensor([1, 2, 3])[:, None])
+    for t in (1, 2, 3):
+        torch.testing.assert_close(together[t - 1], denoiser(z_t[t - 1], torch.tensor(t)))
+
+
+def test_prior_denoiser_meets_its_table_at_the_nodes():
+    denoiser = PriorDenoiser(make_prior("gaussian", 2), NoisingProcess(2), cells=16, draws=500)
+    axis = torch.linspace(-1, 1, 16) * denoiser.extent
+    nodes = torch.cartesian_prod(axis, axis)
+    for t in (1, 2):
+        table = denoiser.table.view(2, 256, 2)[t - 1]
+        torch.testing.assert_close(denoiser(nodes, torch.tensor(t)), table, atol=1e-9, rtol=0)

@@ -1,0 +1,86 @@
+"""Settings: what a user writes becomes a run, or one sentence with the nearest right name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ddvi.errors import InputError
+from ddvi.methods import METHODS
+from ddvi.settings import FIELDS, Settings, convert, resolve
+
+
+@pytest.mark.parametrize("alias", ["ddvi", "diff_vae_warmup"])
+def test_seed_names_are_accepted(alias: str) -> None:
+    settings = resolve("cifar10", alias, "swiss_roll")
+    assert (settings.dataset, settings.method, settings.prior) == ("cifar", "ddvi", "swiss_roll")
+
+
+@pytest.mark.parametrize(
+    ("names", "overrides", "nearest"),
+    [
+        (("minst", "vae", "pinwheel"), {}, "'mnist'"),
+        (("mnist", "vea", "pinwheel"), {}, "'vae'"),
+        (("mnist", "diff_vae_warm", "pinwheel"), {}, "'diff_vae_warmup'"),
+        (("mnist", "vae", "swissroll"), {}, "'swiss_roll'"),
+        (("mnist", "vae", "pinwheel"), {"epoch": "3"}, "'epochs'"),
+        (("mnist", "vae", "pinwheel"), {"likelihood": "bernouli"}, "'bernoulli'"),
+        (("mnist", "vae", "pinwheel"), {"precision": "16"}, "32, 64, bf16"),
+        (("mnist", "aae", "pinwheel"), {"objective": "elbo"}, "choose from adversarial"),
+        (("mnist", "vae", "pinwheel"), {"prior": "gaussian"}, "by its place"),
+        (("mnist", "vae", "pinwheel"), {"epochs": "many"}, "a whole number"),
+        (("mnist", "vae", "pinwheel"), {"epochs": "0"}, "at least 1"),
+        (("mnist", "vae", "pinwheel"), {"lr": "nan"}, "above 0"),
+        (("mnist", "vae", "pinwheel"), {"lr": "inf"}, "finite"),
+        (("mnist", "vae", "pinwheel"), {"dropout": "1"}, "at most 0.9"),
+        (("mnist", "vae", "pinwheel"), {"resume": "perhaps"}, "true or false"),
+        (("mnist", "vae", "pinwheel"), {"latent_size": "1"}, "at least 2"),
+        (("mnist", "vae", "pinwheel"), {"warmup": "3"}, "diffusion"),
+        (("mnist", "ddvi", "pinwheel"), {"warmup": "9", "epochs": "3"}, "more epochs"),
+        (("mnist", "vae", "pinwheel"), {"resume": "true", "overwrite": "true"}, "one of them"),
+        (("mnist", "vae", "pinwheel"), {"data_root": "/nowhere/at/all"}, "not a folder"),
+        (("nothing.npz", "vae", "pinwheel"), {}, "no file"),
+    ],
+)
+def test_mistakes_get_the_nearest_right_thing(
+    names: tuple[str, str, str], overrides: dict[str, str], nearest: str
+) -> None:
+    with pytest.raises(InputError, match=nearest) as caught:
+        resolve(*names, overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_the_user_sets_wins_over_every_default() -> None:
+    general, digits = resolve("mnist", "vae", "pinwheel"), resolve("digits", "vae", "pinwheel")
+    assert digits.epochs != general.epochs
+    paper = resolve("mnist", "vae", "pinwheel", {"preset": "paper", "epochs": "7"})
+    assert (paper.epochs, paper.hidden_size, paper.lr) == (7, 1000, 1e-4)
+
+
+def test_the_papers_weights_are_in_nats() -> None:
+    """The paper's reconstruction is a mean over pixels: its 0.003 is 0.003 · 784 in a bound summed over MNIST's."""
+    settings = resolve("mnist", "ddvi", "pinwheel", {"preset": "paper"})
+    assert settings.kl_weight == pytest.approx(0.003 * 784)
+    assert settings.objective == "wake_sleep"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_auto_takes_the_methods_own_objective(method: str) -> None:
+    assert resolve("mnist", method, "pinwheel").objective == METHODS[method].objective
+
+
+def test_every_setting_survives_its_text() -> None:
+    settings = Settings()
+    for name in FIELDS:
+        assert convert(name, str(getattr(settings, name))) == getattr(settings, name)
+
+
+def test_the_folder_follows_from_the_names(tmp_path: Path) -> None:
+    assert resolve("mnist", "diff_vae_warmup", "pinwheel", {"seed": "3"}).folder == Path(
+        "runs/mnist/ddvi/pinwheel/seed3"
+    )
+    (tmp_path / "cells.npz").touch()
+    own = resolve(str(tmp_path / "cells.npz"), "vae", "gaussian")
+    assert own.folder == Path("runs/cells/vae/gaussian/seed0")
+    assert resolve("mnist", "vae", "gaussian", {"out": "here"}).folder == Path("here")
