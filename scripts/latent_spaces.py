@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ddvi import data, evaluation, figures, runs
+from ddvi import data, evaluation, figures, folders, runs
 from ddvi.catalogue import PRIORS
 from ddvi.errors import InputError
 from ddvi.methods import METHODS
@@ -25,9 +25,9 @@ def main() -> int:
     parser.add_argument("--points", type=int, default=5000, help="test examples and prior samples a panel")
     arguments = parser.parse_args()
     found = {}
-    for config in sorted(arguments.root.rglob(runs.CONFIG), reverse=True):  # of several seeds the first wins
-        if (config.parent / runs.WEIGHTS).exists():
-            settings = runs.read_settings(config.parent)
+    for config in sorted(arguments.root.rglob(folders.CONFIG), reverse=True):  # of several seeds the first wins
+        if (config.parent / folders.WEIGHTS).exists():
+            settings = folders.read_settings(config.parent)
             found[settings.prior, settings.method] = config.parent
     if not found:
         raise InputError(f"there is no finished run under {arguments.root}")
@@ -35,7 +35,7 @@ def main() -> int:
     methods = [name for name in METHODS if any(method == name for _, method in found)]
     rows, dataset = [], None
     for prior in priors:
-        row = []
+        row, prior_z = [], None
         for method in methods:
             if (prior, method) not in found:
                 raise InputError(f"there is no finished run of {method} with the prior {prior} under {arguments.root}")
@@ -48,7 +48,8 @@ def main() -> int:
                 z = evaluation.latents(model, dataset.test_x[: arguments.points], settings.seed)
                 prior_z = model.prior.sample((arguments.points,), generator=generator(settings.seed, "latent spaces"))
             row.append((method, z, labels))
-        rows.append([*row, ("prior", prior_z, None)])
+        if prior_z is not None:
+            rows.append([*row, ("prior", prior_z, None)])
     figures.save(figures.latent_spaces(rows, [name.replace("_", " ") for name in priors]), arguments.output)
     print(arguments.output)
     return 0

@@ -31,7 +31,7 @@ def float64() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class LinearGaussian:
-    """z ~ N(0, I), x = A z + b + σ ε: posterior N(M (x − b), Λ⁻¹) with Λ = I + AᵀA/σ², M = Λ⁻¹Aᵀ/σ², evidence Gaussian."""
+    """z ~ N(0, I), x = A z + b + σ ε: the posterior is N(M (x − b), Λ⁻¹), Λ = I + AᵀA/σ², M = Λ⁻¹Aᵀ/σ²."""
 
     decoder: Tensor
     """A, (features, D)."""

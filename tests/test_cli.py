@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddvi import cli, runs
+from ddvi import cli, folders
 
 SMALL = ("digits", "vae", "pinwheel", "hidden_size=16", "limit=200", "evaluation=quick")
 
@@ -98,10 +98,10 @@ def test_train_evaluate_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "epoch 1/1" in said
     assert re.search(r"log_likelihood +-\d+\.\d{3} +\d\.\d{3} +higher", said)
     assert str(folder) in said
-    before = runs.read_metrics(folder)
+    before = folders.read_metrics(folder)
     (folder / "metrics.json").unlink()
     assert cli.main(["evaluate", str(folder), "threads=1"]) == 0
-    after = runs.read_metrics(folder)
+    after = folders.read_metrics(folder)
     assert after.pop("seconds").keys() == before.pop("seconds").keys()
     assert after == before
     assert cli.main(["evaluate", str(folder), "lr=1"]) == 2
@@ -115,7 +115,7 @@ def test_train_evaluate_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    words = [*SMALL, "epochs=300", f"out={folder}"]
+    words = [*SMALL, "epochs=150", f"out={folder}"]
     program = [sys.executable, "-m", "ddvi.cli", "train"]
     process = subprocess.Popen([*program, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
@@ -124,15 +124,15 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
-    stopped = re.fullmatch(r"ddvi: stopped at epoch (\d+) of 300; go on with: ddvi train (.*)\n", error)
+    stopped = re.fullmatch(r"ddvi: stopped at epoch (\d+) of 150; go on with: ddvi train (.*)\n", error)
     assert stopped, error
     again = stopped[2].split()
     assert again == [*words, "resume=true"]
     assert not (folder / "metrics.json").exists()
     assert cli.main(["train", *words]) == 2
     assert cli.main(["train", *again]) == 0
-    epochs = [int(row["epoch"]) for row in runs.read_history(folder)]
-    assert epochs == list(range(1, 301))
+    epochs = [int(row["epoch"]) for row in folders.read_history(folder)]
+    assert epochs == list(range(1, 151))
 
 
 def test_a_closed_pipe_is_no_error() -> None:

@@ -128,5 +128,5 @@ def test_levels_broadcast_over_draws():
 def test_impossible_chains_are_refused():
     with pytest.raises(InputError, match="at least 1 step, not 0"):
         NoisingProcess(0)
-    with pytest.raises(InputError, match="unknown noise schedule 'cosin'.*did you mean 'cosine'"):
+    with pytest.raises(InputError, match=r"unknown noise schedule 'cosin'.*did you mean 'cosine'"):
         NoisingProcess(3, "cosin")

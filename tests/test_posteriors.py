@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from conftest import LinearGaussian, set_linear
 from torch import nn
 from torch.distributions import Normal
 
+from conftest import LinearGaussian, set_linear
 from ddvi.errors import InputError
 from ddvi.noise import SCHEDULES, NoisingProcess
 from ddvi.objectives.base import Batch
@@ -56,7 +56,9 @@ def set_gaussian(name, posterior, gain, offset, variance):
             set_head(posterior.anchor, both, mean, variance)
         case "flow":
             set_linear(posterior.context, both, torch.cat([mean, torch.zeros(size)]))
-            set_head(posterior.flow.base, torch.eye(2 * size) * torch.eye(2)[0].repeat_interleave(size), mean * 0, variance)
+            set_head(
+                posterior.flow.base, torch.eye(2 * size) * torch.eye(2)[0].repeat_interleave(size), mean * 0, variance
+            )
         case "hierarchical":
             # The context passes a SiLU on its way to z, and silu(u) − silu(−u) = u.
             set_linear(posterior.context, torch.cat([gain, -gain]), torch.cat([mean, -mean]))
@@ -100,7 +102,9 @@ def assert_agree(difference, message, limit=4.5):
 def flat_gradient(loss, module):
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(found, parameters, strict=True)])
+    return torch.cat(
+        [(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(found, parameters, strict=True)]
+    )
 
 
 # Bounds where the evidence is known
@@ -180,7 +184,7 @@ def test_importance_weighted_bound_grows_with_draws_and_stays_below_the_evidence
 
 def train_diffusion(world):
     """From the Gaussian of the right moments: simulator training in batches, then the ELBO with path gradients."""
-    posterior = DiffusionPosterior(world.encoder(), 2, steps=30, noise="cosine", denoiser_size=32, denoiser_layers=2)
+    posterior = DiffusionPosterior(world.encoder(), 2, steps=40, noise="cosine", denoiser_size=32, denoiser_layers=2)
     set_gaussian("diffusion", posterior, world.gain, world.offset, world.covariance.diagonal())
     model = world.model(posterior)
 
@@ -192,7 +196,7 @@ def train_diffusion(world):
         _, x = world.simulate(128)
         return next(ELBO(path_gradient=True).updates(model, Batch(x))).loss
 
-    for loss, steps, lr in ((simulated, 1000, 1e-2), (bound, 100, 2e-3)):
+    for loss, steps, lr in ((simulated, 2500, 1e-2), (bound, 120, 2e-3)):
         optimizer = torch.optim.Adam(posterior.parameters(), fused=True)
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -204,8 +208,8 @@ def train_diffusion(world):
 
 @pytest.mark.slow
 def test_trained_diffusion_recovers_a_correlated_posterior(float64):
-    decoder = torch.tensor([[0.9, 0.2], [0.3, 0.6], [0.4, 0.6]])
-    world = LinearGaussian(decoder, torch.tensor([0.5, -1.0, 0.0]), 0.5)  # correlation −0.52
+    decoder = torch.tensor([[1.0, 0.5], [0.3, 0.5], [0.5, 0.6]])
+    world = LinearGaussian(decoder, torch.tensor([0.5, -1.0, 0.0]), 0.5)  # correlation −0.72
     posterior = train_diffusion(world)
     _, x = world.simulate(3)
     with torch.no_grad():
@@ -218,7 +222,6 @@ def test_trained_diffusion_recovers_a_correlated_posterior(float64):
     centred = z - z.mean(0)
     covariance = torch.einsum("sbi,sbj->bij", centred, centred) / len(z)
     covariance_error = ((covariance - world.covariance).flatten(1).norm(dim=1) / world.covariance.norm()).max()
-    print(f"trained: mean {float(mean_error):.4f} covariance {float(covariance_error):.4f} gap {gap.tolist()} of {world.diagonal_gap:.3f}")
     assert mean_error < 0.02, f"posterior mean is {mean_error:.3f} standard deviations off"
     assert covariance_error < 0.05, f"posterior covariance is {covariance_error:.1%} off"
     assert gap.max() < 0.05, f"the bound loses {gap.max():.3f} nat"
@@ -288,7 +291,7 @@ def test_implicit_posterior_draws_and_refuses_to_score():
     assert (draw.z == draw.z[0]).all()
     assert draw.log_ratio.isnan().all()
     for score in (conditional.log_bound, conditional.log_prob, conditional.reverse_path):
-        with pytest.raises(InputError, match="^an adversarial autoencoder's encoder is a point, not a density[^.]*$"):
+        with pytest.raises(InputError, match=r"^an adversarial autoencoder's encoder is a point, not a density[^.]*$"):
             score(draw.z)
     with pytest.raises(InputError, match="is a point"):
         conditional.log_ratio(draw.path)
@@ -358,7 +361,10 @@ def test_importance_sampled_density_agrees_with_quadrature():
         density_of_middle = torch.trapezoid(joint.exp()[..., 0], top[:, 0])
         given = step(middle[:, 0], 1)
         density = torch.stack(
-            [torch.trapezoid(density_of_middle * given.log_prob(point).exp()[:, 0], middle[:, 0, 0]) for point in z[:, 0]]
+            [
+                torch.trapezoid(density_of_middle * given.log_prob(point).exp()[:, 0], middle[:, 0, 0])
+                for point in z[:, 0]
+            ]
         )
         value, error = conditional.log_prob(z, 100_000)
     assert torch.trapezoid(density_of_middle, middle[:, 0, 0]) == pytest.approx(1, abs=1e-8)
@@ -476,14 +482,14 @@ def test_gradients_agree_with_finite_differences(correlated, name, what):
 
 
 def test_prior_denoiser_is_the_conditional_mean_of_a_mixture():
-    """For parts N(c_k, S_k) the answer is a mixture too: Σ_k w_k(z_t) ( c_k + α S_k (α² S_k + σ²)^-1 (z_t − α c_k) )."""
-    prior, noise = make_prior("gaussian_mixture", 2, 3), NoisingProcess(2)
-    denoiser = PriorDenoiser(prior, noise, cells=96, draws=8000)
+    """For parts N(c_k, S_k) the answer is Σ_k w_k(z_t) ( c_k + α S_k (α² S_k + σ²)^-1 (z_t − α c_k) )."""
+    prior, noise = make_prior("gaussian_mixture", 2, 3), NoisingProcess(4)
+    denoiser = PriorDenoiser(prior, noise)
     angle = torch.arange(3) * (2 * math.pi / 3)
     axes = torch.stack([torch.stack([angle.cos(), angle.sin()], -1), torch.stack([-angle.sin(), angle.cos()], -1)], -1)
     centres = 1.4 * axes[..., 0]
     covariances = axes @ torch.tensor([0.25, 0.01]).diag() @ axes.mT
-    for t in (1, 2):
+    for t in (1, 2, 3, 4):
         alpha, sigma = noise.alpha[t], noise.sigma[t]
         z_t = alpha * prior.sample((500,)) + sigma * torch.randn(500, 2)
         total = alpha**2 * covariances + sigma**2 * torch.eye(2)
@@ -493,12 +499,11 @@ def test_prior_denoiser_is_the_conditional_mean_of_a_mixture():
         means = centres + torch.einsum("kij,nkj->nki", gain, z_t[:, None] - alpha * centres)
         truth = (weights[..., None] * means).sum(1)
         error = (denoiser(z_t, torch.tensor(t)) - truth).norm(dim=-1)
-        assert error.quantile(0.9) < 0.06, f"t = {t}: {error.quantile(0.9):.3f}"
-        assert error.mean() < 0.03, f"t = {t}: {error.mean():.3f}"
+        assert error.max() < 2e-3, f"t = {t}: {error.max():.1e}"
 
 
 def test_prior_denoiser_is_constant_beyond_its_grid_and_broadcasts_levels():
-    denoiser = PriorDenoiser(make_prior("gaussian", 2), NoisingProcess(3), cells=16, draws=500)
+    denoiser = PriorDenoiser(make_prior("gaussian", 2), NoisingProcess(3), cells=16, nodes=64)
     edge = torch.tensor([[1.0, 0.3]]) * denoiser.extent
     far = torch.tensor([[50.0, 0.3]]) * denoiser.extent
     torch.testing.assert_close(denoiser(edge, torch.tensor(2)), denoiser(far, torch.tensor(2)))
@@ -509,7 +514,7 @@ def test_prior_denoiser_is_constant_beyond_its_grid_and_broadcasts_levels():
 
 
 def test_prior_denoiser_meets_its_table_at_the_nodes():
-    denoiser = PriorDenoiser(make_prior("gaussian", 2), NoisingProcess(2), cells=16, draws=500)
+    denoiser = PriorDenoiser(make_prior("gaussian", 2), NoisingProcess(2), cells=16, nodes=64)
     axis = torch.linspace(-1, 1, 16) * denoiser.extent
     nodes = torch.cartesian_prod(axis, axis)
     for t in (1, 2):

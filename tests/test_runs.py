@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddvi import evaluation, runs
+from ddvi import evaluation, folders, runs
 from ddvi.errors import InputError
 from ddvi.settings import Settings, resolve
 
@@ -139,13 +139,13 @@ def test_an_unfinished_run_asks_then_resumes(
     folder = tmp_path / "cut"
     with pytest.raises(Killed):
         runs.train(small(folder, epochs=3), Killer())
-    assert len(runs.read_history(folder)) == 2
+    assert len(folders.read_history(folder)) == 2
     with pytest.raises(InputError, match="resume=true goes on"):
         runs.train(small(folder, epochs=3))
     heard = Heard()
     resumed = runs.train(small(folder, epochs=3, resume=True), heard)
     assert [row["epoch"] for row in heard.rows] == [3]
-    assert len(runs.read_history(folder)) == 3
+    assert len(folders.read_history(folder)) == 3
     for metrics in (undisturbed, resumed):
         del metrics["seconds"], metrics["examples_per_second"]
     assert resumed == undisturbed
@@ -202,11 +202,11 @@ def test_damaged_files_get_a_sentence(tmp_path: Path, measures: list[bool]) -> N
 def test_an_unwritable_out_is_refused_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="can't be written"):
-        runs.plan(small(tmp_path / "file/run"))
+        folders.plan(small(tmp_path / "file/run"))
 
 
 def test_two_processes_never_share_a_folder(tmp_path: Path, measures: list[bool]) -> None:
-    with runs._alone(tmp_path), pytest.raises(InputError, match="another process"):
+    with folders.alone(tmp_path), pytest.raises(InputError, match="another process"):
         runs.train(small(tmp_path))
 
 

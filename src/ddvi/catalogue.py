@@ -21,7 +21,7 @@ OBJECTIVES: dict[str, str] = {
     "elbo": "the evidence lower bound, differentiated through the draws",
     "importance_weighted": "the importance-weighted bound with K = samples draws",
     "wake_sleep": "the paper's alternation of one ELBO step and sleep_steps steps on fantasies",
-    "reweighted_wake_sleep": "K = samples draws reweighted and one resampled, plus fantasies; no gradient through draws",
+    "reweighted_wake_sleep": "K = samples draws reweighted, one resampled, plus fantasies; no gradient through draws",
     "adversarial": "reconstruction, and a discriminator between encoded data and the prior (aae alone)",
 }
 

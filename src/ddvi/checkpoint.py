@@ -6,7 +6,6 @@ Written aside and renamed, so that a file is either whole or not there; nothing 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,18 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ddvi.errors import InputError
-
-
-def write_aside(path: Path, write: Any) -> None:
-    """Call `write(temporary path)`, then rename: readers see the old file or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+from ddvi.folders import write_aside
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -57,7 +45,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise InputError(f"there is no file {path}; give the folder of a run that has been started") from None
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise InputError(
-            f"{path} is damaged or not a file of ddvi ({error}); restore it from a copy, or train anew with overwrite=true"
+            f"{path} is damaged or not a file of ddvi ({error}); restore it, or train anew with overwrite=true"
         ) from None
 
 

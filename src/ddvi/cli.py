@@ -73,6 +73,9 @@ def _run(words: list[str]) -> int:
         parser.print_help()
         return 0
     arguments, unknown = parser.parse_known_args(words)
+    if "words" in arguments:  # argparse leaves what stands behind an option
+        arguments.words += [word for word in unknown if not word.startswith("-")]
+        unknown = [word for word in unknown if word.startswith("-")]
     if unknown:
         name = unknown[0].lstrip("-").partition("=")[0].replace("-", "_")
         hint = f"write {name}=…" if name in FIELDS else "settings are written key=value, and 'ddvi list' shows them"
@@ -151,14 +154,14 @@ def _one_run(command: str, words: Sequence[str]) -> tuple[Path, dict[str, str]]:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from ddvi import runs
+    from ddvi import folders, runs
 
     names, given = _split(arguments.words)
     if len(names) not in (0, 3):
         raise InputError(f"'{' '.join(names)}' {'is' if len(names) == 1 else 'are'} {len(names)} of 3 names: {_USAGE}")
     dataset, method, prior = names or _DEFAULTS
     settings = resolve(dataset, method, prior, given)
-    runs.plan(settings)
+    folders.plan(settings)
     console = _console()
     watcher = _Watcher(console, settings)
     again = [word for word in arguments.words if not word.startswith(("resume=", "overwrite="))]
@@ -179,10 +182,10 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from ddvi import runs
+    from ddvi import folders, runs
 
     folder, given = _one_run("evaluate", arguments.words)
-    settings = runs.read_settings(folder)
+    settings = folders.read_settings(folder)
     for name in given:
         check_name("setting of an evaluation", name, sorted(runs.FREE_ON_EVALUATION))
     console = _console()
@@ -196,7 +199,7 @@ def _sample(arguments: argparse.Namespace) -> int:
     folder, given = _one_run("sample", arguments.words)
     for name in given:
         check_name("setting of sampling", name, ["seed"])
-    from ddvi import runs
+    from ddvi import folders, runs
     from ddvi.settings import convert
 
     seed = convert("seed", given.get("seed", 0))
@@ -205,15 +208,15 @@ def _sample(arguments: argparse.Namespace) -> int:
     output = Path(arguments.output or folder / "samples.npz")
     if not output.absolute().parent.is_dir():
         raise InputError(f"the folder of {output} doesn't exist; make it, or give another file with -o")
-    runs.read_settings(folder)
+    folders.read_settings(folder)
     draws = runs.sample(folder, arguments.count, seed)
     import numpy as np
 
-    from ddvi.checkpoint import write_aside
+    from ddvi.folders import write_aside
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:
-            np.savez_compressed(file, **{name: value.numpy() for name, value in draws.items()})
+            np.savez_compressed(file, x=draws["x"].numpy(), mean=draws["mean"].numpy(), z=draws["z"].numpy())
 
     write_aside(output, write)
     shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in draws.items())

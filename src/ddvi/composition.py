@@ -28,7 +28,7 @@ _IMAGE_SCALE = 0.25  # about the standard deviation of pixels in [0, 1], where a
 
 @dataclass(frozen=True)
 class Observations:
-    """What a model must know of the data it was made for; kept beside the weights, so that they load without the data."""
+    """What a model must know of its data; kept beside the weights, so that they load without the data."""
 
     event_shape: tuple[int, ...]
     likelihood: str

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Something that the user gave (a name, a value, a file, an array) can't be used; nothing has been changed by then."""
+    """Something that the user gave (a name, a value, a file, an array) can't be used; nothing is changed by then."""
 
 
 class TrainingError(RuntimeError):

@@ -19,9 +19,9 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 from torch.distributions import Categorical, Independent
 
-from ddvi.checkpoint import write_aside
 from ddvi.data import Dataset
 from ddvi.evaluation import latents
+from ddvi.folders import write_aside
 from ddvi.likelihoods import Likelihood
 from ddvi.model import LatentVariableModel
 from ddvi.randomness import seeded

@@ -83,4 +83,4 @@ class LatentVariableModel(nn.Module):
     def fantasise(self, count: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """z ~ p(z) (count, D) and x ~ p_θ(x | z) (count, *event), without gradient."""
         z = self.prior.sample((count,), generator=generator)
-        return z, self.likelihood(z).sample()
+        return z, self.likelihood(z).sample().to(z.dtype)  # categories are drawn as integers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -127,7 +128,7 @@ class ConvolutionalDecoder(nn.Module):
         self.dense = mlp(latent_size, (hidden_size, channels[0] * (height // 8) * (width // 8)))
         self.unflatten = nn.Unflatten(-1, (channels[0], height // 8, width // 8))
         layers: list[nn.Module] = []
-        for size, following in zip(channels, channels[1:], strict=False):
+        for size, following in itertools.pairwise(channels):
             layers += [
                 nn.ConvTranspose2d(size, following, 4, 2, 1),
                 nn.GroupNorm(8, following),
@@ -143,8 +144,8 @@ class ConvolutionalDecoder(nn.Module):
 def _image_shape(event_shape: torch.Size) -> tuple[int, int, int]:
     if len(event_shape) != 3 or event_shape[1] % 8 or event_shape[2] % 8:
         raise InputError(
-            f"convolutions need images of channels × height × width with sides divisible by 8, not {tuple(event_shape)};"
-            " use network=dense"
+            f"convolutions need images of channels × height × width with sides divisible by 8, not"
+            f" {tuple(event_shape)}; use network=dense"
         )
     return event_shape[0], event_shape[1], event_shape[2]
 
@@ -178,7 +179,7 @@ class Denoiser(nn.Module):
         nn.init.zeros_(self.exit.bias)
 
     def forward(self, inputs: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """Inputs (*S, B, ·), t integers 1 … T broadcastable to (*S, B), `context` (B, hidden) as `self.context` gave it."""
+        """Inputs (*S, B, ·), t integers 1 … T broadcastable to (*S, B), `context` (B, hidden) from `self.context`."""
         h = nn.functional.silu(self.entrance(inputs) + self.time[0, t - 1] + context)
         for index, layer in enumerate(self.hidden, start=1):
             h = nn.functional.silu(layer(h) + self.time[index, t - 1])

@@ -24,6 +24,10 @@ class Preprocessing(nn.Module, abc.ABC):
     def picture(self, raw: Tensor) -> Tensor:
         """The data without randomness, on the scale of the likelihood's mean."""
 
+    @abc.abstractmethod
+    def restore(self, x: Tensor) -> Tensor:
+        """Observations back in the data's own units; grey values and colours stay in [0, 1]."""
+
 
 @final
 class Binarise(Preprocessing):
@@ -40,10 +44,13 @@ class Binarise(Preprocessing):
     def picture(self, raw: Tensor) -> Tensor:
         return raw / self.maximum
 
+    def restore(self, x: Tensor) -> Tensor:
+        return x
+
 
 @final
 class Dequantise(Preprocessing):
-    """Integers 0 … maximum made continuous on [0, 1] with uniform noise, drawn afresh at each pass (Theis et al. 2016)."""
+    """Integers 0 … maximum made continuous on [0, 1] by uniform noise, afresh at each pass (Theis et al. 2016)."""
 
     def __init__(self, maximum: float) -> None:
         super().__init__()
@@ -55,6 +62,9 @@ class Dequantise(Preprocessing):
 
     def picture(self, raw: Tensor) -> Tensor:
         return (raw + 0.5) / self.levels
+
+    def restore(self, x: Tensor) -> Tensor:
+        return x
 
 
 @final
@@ -83,6 +93,9 @@ class Standardise(Preprocessing):
     def picture(self, raw: Tensor) -> Tensor:
         return self(raw)
 
+    def restore(self, x: Tensor) -> Tensor:
+        return x * self.scale + self.mean
+
 
 @final
 class AsIs(Preprocessing):
@@ -93,3 +106,6 @@ class AsIs(Preprocessing):
 
     def picture(self, raw: Tensor) -> Tensor:
         return self(raw)
+
+    def restore(self, x: Tensor) -> Tensor:
+        return x

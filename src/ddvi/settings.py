@@ -203,7 +203,7 @@ def convert(name: str, value: Any) -> Any:
     field = FIELDS[name]
     kind = type(field.default)
     try:
-        converted = _BOOLEANS[str(value).lower()] if kind is bool else kind(value)
+        converted: Any = _BOOLEANS[str(value).lower()] if kind is bool else kind(value)
     except (KeyError, ValueError):
         raise InputError(f"{name}={value} is not {_KINDS[kind]}: {name} is {field.metadata['meaning']}") from None
     if kind is str and "${" in converted:

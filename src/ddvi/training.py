@@ -2,8 +2,8 @@
 
 It takes a model, phases (an objective each, and which children of the model rest) and data in memory; it knows about
 devices, precision, optimisers, checkpoints and the history, and nothing about any method. A run that is killed and
-resumed ends with the weights of one that was not: batches follow from seed and epoch, everything else random from torch's
-state, which is part of the checkpoint.
+resumed ends with the weights of one that was not: batches follow from seed and epoch, everything else random from
+torch's state, which is part of the checkpoint.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ class Trainer:
         self._save()
 
     def _step(self, phase: Phase, rows: Tensor, progress: float) -> None:
-        lr = self.schedule.learning_rate(progress)
+        lr, bad_before = self.schedule.learning_rate(progress), self.state.bad_in_a_row
         with self.fabric.autocast():
             batch = Batch(self.model.preprocessing(self.train_x[rows]), progress)
             updates = phase.objective.updates(self.model, batch)
@@ -218,7 +218,9 @@ class Trainer:
             if update is None:
                 break
             good = self._apply(update, phase.frozen, lr)
-            self._count(update, good)
+            self._count(update, good, bad_before)
+        if self.state.bad_in_a_row == bad_before:
+            self.state.bad_in_a_row = 0
         self._add("examples", torch.full((), float(len(rows)), dtype=torch.float64))
 
     def _apply(self, update: Update, frozen: frozenset[str], lr: float) -> bool:
@@ -240,15 +242,15 @@ class Trainer:
             optimizer.step()
         return True
 
-    def _count(self, update: Update, good: bool) -> None:
+    def _count(self, update: Update, good: bool, bad_before: int) -> None:
+        """Log an update, or that it was skipped: a step is bad once any of its updates is."""
         if good:
-            self.state.bad_in_a_row = 0
             for name, value in update.terms.items():
                 self._add(name, value.detach().sum(dtype=torch.float64))
                 self._add(f"count/{name}", torch.full((), float(value.numel()), dtype=torch.float64))
             return
         self.state.skipped += 1
-        self.state.bad_in_a_row += 1
+        self.state.bad_in_a_row = bad_before + 1
         bad = [name for name, value in update.terms.items() if not bool(torch.isfinite(value).all())]
         what = (
             f"the term{'s' * (len(bad) > 1)} {', '.join(bad)}" if bad else f"the gradient of {', '.join(update.terms)}"
@@ -315,6 +317,10 @@ class Trainer:
         if self.path is None:
             raise InputError("there is no checkpoint to resume from: the trainer was given no path")
         tensors, facts = checkpoint.load(self.path)
+        if "state" not in facts:
+            raise InputError(
+                f"{self.path} holds weights but not the state of a training; train anew with overwrite=true"
+            )
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "random": {}, "sums": {}}
         for name, value in tensors.items():
             kind, _, rest = name.partition("/")

@@ -10,7 +10,7 @@ Revisiting Reweighted Wake-Sleep, 2019; Piriyakulkij et al., AAAI 2025, for the 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 import torch
@@ -41,7 +41,7 @@ class WakeSleep(Objective):
         levels: terms of the chain drawn per fantasy; all if None.
     """
 
-    wake: ELBO = ELBO()
+    wake: ELBO = field(default_factory=ELBO)
     sleep_steps: int = 3
     sleep_weight: float = 1.0
     levels: int | None = 1
@@ -58,9 +58,9 @@ class WakeSleep(Objective):
 class ReweightedWakeSleep(Objective):
     """Reweighted wake-sleep: no gradient through the draws.
 
-    K draws (z_k, a_k) ~ q(z, a | x) are weighted by p_θ(x, z) r(a|z) / q(z, a|x) and one z* is resampled, in the limit of
-    large K a draw from p_θ(z|x). The decoder is trained on log p_θ(x|z*), the posterior on its bound of log q(z*|x), plus
-    `sleep_weight` times the same bound on fantasies.
+    K draws (z_k, a_k) ~ q(z, a | x) are weighted by p_θ(x, z) r(a|z) / q(z, a|x) and one z* is resampled: in the limit
+    of large K a draw from p_θ(z|x). The decoder is trained on log p_θ(x|z*), the posterior on its bound of log q(z*|x),
+    plus `sleep_weight` times the same bound on fantasies.
 
     Args:
         samples: K.
@@ -95,7 +95,7 @@ class ReweightedWakeSleep(Objective):
 class WarmUp(Objective):
     """The simpler model that the paper starts from: an encoder of z_T, and a denoiser that knows the prior alone.
 
-    The ELBO through the unconditional chain trains encoder and decoder; the denoiser learns to denoise draws of the prior.
+    The ELBO through the unconditional chain trains encoder and decoder; the denoiser learns from draws of the prior.
 
     Args:
         kl_weight: as in `ELBO`.
@@ -119,6 +119,7 @@ class WarmUp(Objective):
         for _ in range(self.sleep_steps):
             with torch.no_grad():
                 z = model.prior.sample((len(batch.x),))
-                features = posterior.encode(batch.x)
-            loss = -posterior.without_context(features).log_bound(z, self.levels)
+                # These draws have nothing to do with the data: the start, which depends on x, must not learn from them.
+                conditional = posterior.without_context(posterior.encode(batch.x))
+            loss = -conditional.log_bound(z, self.levels)
             yield Update(("posterior",), loss, {"sleep": loss})

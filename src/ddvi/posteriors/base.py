@@ -7,8 +7,8 @@ itself: how to draw (z, a) together with
     log_ratio = log q(z, a | x) − log r(a | z),
 
 and how to score a (z, a) that it is given. From these follow every bound: the evidence lower bound averages
-log p(x, z) − log_ratio over draws from q, and the average of log_ratio over a ~ r(a | z) is a lower bound on log q(z | x).
-Without auxiliary variables r = 1 and log_ratio is log q(z | x) itself.
+log p(x, z) − log_ratio over draws from q, and the average of log_ratio over a ~ r(a | z) is a lower bound on
+log q(z | x). Without auxiliary variables r = 1 and log_ratio is log q(z | x) itself.
 
 Shapes: a batch of B observations gives `batch_shape` (B,), with labels broadcast in front of it (labels, B); draws are
 (*sample_shape, *batch_shape, D); a path stacks z and the auxiliary variables in front, (1 + auxiliaries, *…, D).

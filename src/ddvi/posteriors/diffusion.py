@@ -17,8 +17,8 @@ and a network corrects its mean, in units of its standard deviation, and its log
 the chain is the Gaussian posterior N(m, s²) exactly and the bound loses nothing to the chain, so that diffusion starts
 as the variational autoencoder and refines it.
 
-Source: Piriyakulkij, Wang, Kuleshov, Denoising Diffusion Variational Inference, AAAI 2025. Learned variances, anchor and
-the prior's own denoiser are ours.
+Source: Piriyakulkij, Wang, Kuleshov, Denoising Diffusion Variational Inference, AAAI 2025. Learned variances, the
+anchor and the prior's own denoiser are ours.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from ddvi.noise import NoisingProcess
 from ddvi.posteriors.base import VARIANCE_FLOOR, Conditional, Draw, Posterior
 from ddvi.posteriors.gaussian import GaussianHead
 from ddvi.priors import Prior
+from ddvi.randomness import generator
 
 _LARGEST_LOG_FACTOR = 6.0  # of a variance against its anchor: e^±6 either way
 
@@ -64,7 +65,7 @@ class DiffusionConditional(Conditional):
         self.context = context
 
     def predict(self, z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of the prediction of z_0; z_t is (*, *batch_shape, D), t broadcastable to z_t.shape[:-1]."""
+        """Mean and variance of the prediction of z_0; z_t (*, *batch_shape, D), t broadcastable to z_t.shape[:-1]."""
         alpha, sigma = self.noise.at(self.noise.alpha, t), self.noise.at(self.noise.sigma, t)
         total = alpha**2 * self.variance + sigma**2
         mean = (sigma**2 * self.mean + alpha * self.variance * z_t) / total
@@ -119,7 +120,9 @@ class DiffusionConditional(Conditional):
         return self.noise.path(z)
 
     def log_bound(self, z: Tensor, levels: int | None = None) -> Tensor:
-        """E_r[ log q(z_0|z_1,x) ] − Σ_{t≥2} E_r KL( r(z_{t-1}|z_t,z_0) ‖ q(z_{t-1}|z_t,x) ) − KL( r(z_T|z_0) ‖ q(z_T|x) ).
+        """The bound on log q(z_0 | x) that denoising maximises:
+
+            E_r[ log q(z_0|z_1,x) ] − Σ_{t≥2} E_r KL( r(z_{t-1}|z_t,z_0) ‖ q(z_{t-1}|z_t,x) ) − KL( r(z_T|z_0) ‖ q(z_T|x) ).
 
         Every KL in closed form, each z_t drawn once from its marginal. With `levels` of the T terms, drawn uniformly
         per example, the sum is T/levels times theirs; the z_T term is always there.
@@ -211,33 +214,34 @@ class DiffusionPosterior(Posterior):
 class PriorDenoiser(nn.Module):
     """E[z_0 | z_t] under the prior, tabulated per t on a grid and interpolated, for D = 2.
 
-    Estimated from draws z_i of the prior, Σ_i z_i N(z_t; α_t z_i, σ_t² I) / Σ_i N(z_t; α_t z_i, σ_t² I): any prior with
-    `sample` will do, and as an input to a network it needn't be exact.
+        E[z_0 | z_t] = ∫ z p(z) N(z_t; α_t z, σ_t² I) dz / ∫ p(z) N(z_t; α_t z, σ_t² I) dz
+
+    by quadrature over a finer grid, where the Gaussian separates and each integral is two matrix products. Any prior
+    with a density will do. Constant beyond the grid.
+
+    Args:
+        prior: p(z) with D = 2.
+        noise: the chain.
+        cells: of the table, along each side.
+        nodes: of the quadrature, along each side.
     """
 
     table: Tensor
     extent: Tensor
 
-    def __init__(self, prior: Prior, noise: NoisingProcess, cells: int = 128, draws: int = 4096) -> None:
+    def __init__(self, prior: Prior, noise: NoisingProcess, cells: int = 256, nodes: int = 384) -> None:
         super().__init__()
         self.cells = cells
+        draws = prior.sample((10_000,), generator=generator(0, "extent"))
+        extent = float(draws.abs().max()) * 1.1 + 0.5
         with torch.no_grad():
-            generator = torch.Generator().manual_seed(0)
-            points = prior.sample((draws,), generator=generator).to(torch.float32)
-            extent = points.abs().max() + 1
-            axis = torch.linspace(-1, 1, cells, dtype=points.dtype) * extent
-            grid = torch.cartesian_prod(axis, axis)
-            table = []
-            for alpha, sigma in zip(noise.alpha[1:].tolist(), noise.sigma[1:].tolist(), strict=True):
-                for part in grid.split(2048):
-                    log_weight = -0.5 * torch.cdist(part, alpha * points) ** 2 / sigma**2
-                    table.append(log_weight.softmax(-1) @ points)
+            table = _tabulate(prior, noise, extent, cells, nodes)
         # (t, cell of the first coordinate, cell of the second) in rows, so that one index finds a pair.
-        self.register_buffer("table", torch.cat(table).to(torch.get_default_dtype()), persistent=False)
-        self.register_buffer("extent", extent.to(torch.get_default_dtype()), persistent=False)
+        self.register_buffer("table", table.flatten(0, 2).to(torch.get_default_dtype()), persistent=False)
+        self.register_buffer("extent", torch.tensor(extent), persistent=False)
 
     def forward(self, z_t: Tensor, t: Tensor) -> Tensor:
-        """z_t (*, 2), t broadcastable to (*,): (*, 2), by bilinear interpolation, constant beyond the grid."""
+        """z_t (*, 2), t broadcastable to (*,): (*, 2), by bilinear interpolation."""
         position = ((z_t / self.extent).clamp(-1, 1) + 1) * (0.5 * (self.cells - 1))
         corner = position.detach().floor().clamp_max(self.cells - 2)
         u, v = (position - corner).unsqueeze(-1).unbind(-2)
@@ -247,3 +251,23 @@ class PriorDenoiser(nn.Module):
         near = table[row] * (1 - v) + table[row + 1] * v
         far = table[row + below] * (1 - v) + table[row + below + 1] * v
         return near * (1 - u) + far * u
+
+
+def _tabulate(prior: Prior, noise: NoisingProcess, extent: float, cells: int, nodes: int) -> Tensor:
+    """The table (T, cells, cells, 2) on [−extent, extent]², in double precision."""
+    fine = torch.linspace(-extent, extent, nodes, dtype=torch.float64)
+    coarse = torch.linspace(-extent, extent, cells, dtype=torch.float64)
+    points = torch.cartesian_prod(fine, fine).to(torch.float32).split(1 << 16)
+    log_density = torch.cat([prior.log_prob(part).double() for part in points])
+    density = (log_density - log_density.max()).exp().view(nodes, nodes)
+    table = torch.stack(torch.meshgrid(coarse, coarse, indexing="ij"), -1)
+    levels = []
+    # From the noisiest on: where a level underflows, far from the prior's mass, that of the level before stands in.
+    for alpha, sigma in zip(noise.alpha[1:].flip(0).double(), noise.sigma[1:].flip(0).double(), strict=True):
+        kernel = (-0.5 * ((coarse[:, None] - alpha * fine) / sigma) ** 2).exp()
+        mass = kernel @ density @ kernel.T
+        first = kernel @ (density * fine[:, None]) @ kernel.T
+        second = kernel @ (density * fine) @ kernel.T
+        table = torch.where(mass[..., None] > 1e-280, torch.stack([first, second], -1) / mass[..., None], table)
+        levels.append(table)
+    return torch.stack(levels[::-1])

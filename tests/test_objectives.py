@@ -1,0 +1,247 @@
+"""Objectives against their definitions, recomputed by hand under the same random state."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Categorical, MultivariateNormal
+from torch.nn.functional import logsigmoid
+
+from ddvi.errors import InputError
+from ddvi.likelihoods import BernoulliLikelihood
+from ddvi.model import LatentVariableModel
+from ddvi.objectives.adversarial import Adversarial
+from ddvi.objectives.base import Batch
+from ddvi.objectives.elbo import ELBO, ImportanceWeighted, risen
+from ddvi.objectives.wake_sleep import ReweightedWakeSleep, WakeSleep, WarmUp
+from ddvi.posteriors.diffusion import DiffusionPosterior
+from ddvi.posteriors.flow import FlowPosterior
+from ddvi.posteriors.gaussian import GaussianPosterior
+from ddvi.posteriors.hierarchical import HierarchicalPosterior
+from ddvi.posteriors.implicit import ImplicitPosterior
+from ddvi.priors import make_prior
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+POSTERIORS = {
+    "gaussian": GaussianPosterior,
+    "flow": lambda *a: FlowPosterior(*a, flow_layers=2, context_size=4),
+    "hierarchical": lambda *a: HierarchicalPosterior(*a, flow_layers=2, context_size=4),
+    "diffusion": lambda *a: DiffusionPosterior(*a, steps=3, denoiser_size=8, denoiser_layers=2),
+}
+posteriors = pytest.mark.parametrize("name", POSTERIORS)
+
+
+def make_model(name):
+    """Five binary entries, two latents, a mixture as prior, random parameters."""
+    encoder = nn.Sequential(nn.Linear(5, 6), nn.Tanh())
+    encoder.out_features = 6
+    posterior = ImplicitPosterior(encoder, 2) if name == "implicit" else POSTERIORS[name](encoder, 2)
+    with torch.no_grad():
+        for parameter in posterior.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    discriminator = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1), nn.Flatten(-2))
+    likelihood = BernoulliLikelihood(nn.Linear(2, 5), torch.Size([5]))
+    return LatentVariableModel(make_prior("gaussian_mixture", 2, 3), likelihood, posterior, discriminator=discriminator)
+
+
+def make_batch(progress=1.0):
+    return Batch((torch.rand(7, 5) < 0.5).double(), progress)
+
+
+def log_weight(model, x, draw, kl_weight=1.0):
+    """log p(x|z) + kl_weight (log p(z) + log r(a|z) − log q(z,a|x)), the likelihood by torch."""
+    return model.likelihood(draw.z).log_prob(x) + kl_weight * (model.prior.log_prob(draw.z) - draw.log_ratio)
+
+
+def losses(objective, model, batch, seed=3):
+    """Every update of one step, with none carried out."""
+    torch.manual_seed(seed)
+    updates = list(objective.updates(model, batch))
+    torch.manual_seed(seed)
+    for update in updates:
+        assert all(value.shape[:1] == update.loss.shape == (len(batch.x),) for value in update.terms.values())
+    return updates
+
+
+def assert_loss(update, by_hand):
+    torch.testing.assert_close(update.loss, by_hand, atol=1e-10, rtol=0)
+
+
+def gradients(loss, module):
+    return torch.autograd.grad(loss.mean(), list(module.parameters()), retain_graph=True, allow_unused=True)
+
+
+def touches(loss, module):
+    return any(gradient is not None and bool((gradient != 0).any()) for gradient in gradients(loss, module))
+
+
+@posteriors
+@pytest.mark.parametrize("path_gradient", [False, True])
+def test_elbo_is_the_mean_weight(name, path_gradient):
+    model, batch = make_model(name), make_batch(progress=0.3)
+    (update,) = losses(ELBO(samples=4, kl_weight=0.7, kl_rise=0.6, path_gradient=path_gradient), model, batch)
+    draw = model.posterior(batch.x).draw((4,))
+    assert_loss(update, -log_weight(model, batch.x, draw, 0.35).mean(0))
+    assert_loss(update, update.terms["reconstruction"] + 0.35 * update.terms["divergence"])
+    assert update.children == ("likelihood", "posterior", "prior")
+
+
+@posteriors
+def test_importance_weighted_is_the_log_mean_weight(name):
+    model, batch = make_model(name), make_batch()
+    (update,) = losses(ImportanceWeighted(samples=5), model, batch)
+    weights = log_weight(model, batch.x, model.posterior(batch.x).draw((5,)))
+    assert_loss(update, -weights.exp().mean(0).log())
+
+
+def test_one_draw_makes_the_importance_weighted_bound_the_elbo():
+    model, batch = make_model("diffusion"), make_batch()
+    (one,), (elbo,) = losses(ImportanceWeighted(1), model, batch), losses(ELBO(), model, batch)
+    assert_loss(one, elbo.loss)
+
+
+def test_the_kl_weight_rises_linearly_and_stays():
+    assert [risen(2.0, 0.5, progress) for progress in (0, 0.1, 0.25, 0.5, 0.8, 1)] == [0, 0.4, 1, 2, 2, 2]
+    assert risen(2.0, 0.0, 0.0) == 2
+
+
+@posteriors
+@pytest.mark.parametrize("levels", [None, 1])
+def test_wake_sleep_is_one_bound_on_data_and_sleep_steps_on_fantasies(name, levels):
+    model, batch = make_model(name), make_batch()
+    objective = WakeSleep(ELBO(2), sleep_steps=3, sleep_weight=0.5, levels=levels)
+    wake, *sleep = losses(objective, model, batch)
+    assert len(sleep) == 3
+    assert_loss(wake, -log_weight(model, batch.x, model.posterior(batch.x).draw((2,))).mean(0))
+    for update in sleep:
+        with torch.no_grad():
+            z = model.prior.sample((7,))
+            x = model.likelihood(z).sample()
+        bound = model.posterior(x).log_bound(z, levels)
+        assert_loss(update, -0.5 * bound)
+        torch.testing.assert_close(update.terms["sleep"], -bound)
+        assert update.children == ("posterior",)
+        assert touches(update.loss, model.posterior)
+        assert not touches(update.loss, model.likelihood), "fantasies carry no gradient to the decoder"
+
+
+def test_the_updates_of_a_step_see_those_before():
+    model, batch = make_model("gaussian"), make_batch()
+    updates = WakeSleep(sleep_steps=1).updates(model, batch)
+    next(updates)
+    with torch.no_grad():
+        model.posterior.head.bias.add_(1.0)
+    torch.manual_seed(5)
+    sleep = next(updates)
+    torch.manual_seed(5)
+    z, x = model.fantasise(7)
+    assert_loss(sleep, -model.posterior(x).log_bound(z))
+
+
+@posteriors
+@pytest.mark.parametrize("sleep_weight", [0.0, 0.3])
+def test_reweighted_wake_sleep_resamples_and_scores(name, sleep_weight):
+    model, batch = make_model(name), make_batch()
+    (update,) = losses(ReweightedWakeSleep(samples=6, sleep_weight=sleep_weight), model, batch)
+    with torch.no_grad():
+        draw = model.posterior(batch.x).draw((6,))
+        chosen = Categorical(logits=log_weight(model, batch.x, draw).T).sample()
+        z = torch.stack([draw.z[k, n] for n, k in enumerate(chosen)])
+    loss = -model.likelihood(z).log_prob(batch.x) - model.prior.log_prob(z) - model.posterior(batch.x).log_bound(z)
+    if sleep_weight:
+        z, x = model.fantasise(7)
+        loss = loss - sleep_weight * model.posterior(x).log_bound(z)
+    assert_loss(update, loss)
+    assert ("sleep" in update.terms) == (sleep_weight > 0)
+
+
+@pytest.mark.parametrize("name", ["gaussian", "diffusion"])
+def test_reweighted_wake_sleep_follows_the_gradient_of_the_evidence(correlated, name):
+    """For many draws ∇_θ log p_θ(x|z*) has the mean ∇_θ log p_θ(x)."""
+    encoder = correlated.encoder()
+    posterior = (
+        GaussianPosterior(encoder, 2)
+        if name == "gaussian"
+        else DiffusionPosterior(encoder, 2, steps=2, denoiser_size=8)
+    )
+    head = posterior.head if name == "gaussian" else posterior.anchor
+    with torch.no_grad():
+        head.weight.copy_(torch.cat([correlated.gain, torch.zeros(2, 3)]))
+        head.bias.copy_(torch.cat([-correlated.gain @ correlated.offset, correlated.covariance.diagonal().log()]))
+    model = correlated.model(posterior)
+    with torch.no_grad():  # away from where the data come from
+        model.likelihood.decoder.weight.mul_(0.9)
+        model.likelihood.log_scale.add_(0.1)
+    x = correlated.simulate(5)[1]
+    decoder, log_scale = model.likelihood.decoder, model.likelihood.log_scale
+    covariance = decoder.weight @ decoder.weight.T + (2 * log_scale).exp() * torch.eye(3)
+    evidence = MultivariateNormal(decoder.bias, covariance).log_prob(x)
+    exact = torch.cat([g.flatten() for g in gradients(-evidence, model.likelihood)])
+    found = []
+    for _ in range(40):
+        (update,) = ReweightedWakeSleep(samples=300, sleep_weight=0).updates(model, Batch(x.repeat(40, 1)))
+        found.append(torch.cat([g.flatten() for g in gradients(update.loss, model.likelihood)]))
+    found = torch.stack(found)
+    error = found.std(0) / math.sqrt(len(found))
+    assert ((found.mean(0) - exact).abs() < 4.5 * error + 0.005 * exact.norm()).all()
+    assert error.norm() < 0.05 * exact.norm(), "the test has lost its power"
+
+
+@pytest.mark.parametrize("levels", [None, 1])
+def test_warm_up_is_the_bound_without_context_and_denoising_of_the_prior(levels):
+    model, batch = make_model("diffusion"), make_batch()
+    wake, *sleep = losses(WarmUp(kl_weight=0.5, sleep_steps=2, levels=levels), model, batch)
+    posterior = model.posterior
+    conditional = posterior.without_context(posterior.encode(batch.x))
+    assert_loss(wake, -log_weight(model, batch.x, conditional.draw((1,)), 0.5).mean(0))
+    assert len(sleep) == 2
+    for update in sleep:
+        z = model.prior.sample((7,))
+        assert_loss(update, -posterior.without_context(posterior.encode(batch.x)).log_bound(z, levels))
+        assert touches(update.loss, posterior.denoiser)
+        for resting in (posterior.encoder, posterior.anchor, model.likelihood):
+            assert not touches(update.loss, resting), "draws of the prior say nothing of the encoding of data"
+
+
+def test_warm_up_of_a_posterior_without_a_denoiser_is_refused():
+    with pytest.raises(InputError, match="this model has none; use warmup=0"):
+        losses(WarmUp(), make_model("gaussian"), make_batch())
+
+
+def test_adversarial_losses_are_those_of_the_game():
+    model, batch = make_model("implicit"), make_batch()
+    discrimination, generation = losses(Adversarial(weight=3.0), model, batch)
+    z = model.posterior(batch.x).draw().z
+    real, encoded = model.discriminator(model.prior.sample((7,))), model.discriminator(z)
+    assert_loss(discrimination, -logsigmoid(real) - (1 - torch.sigmoid(encoded)).log())
+    assert_loss(generation, -model.likelihood(z).log_prob(batch.x) - 3 * logsigmoid(encoded))
+    assert discrimination.children == ("discriminator",)
+    assert generation.children == ("likelihood", "posterior")
+    assert not touches(discrimination.loss, model.posterior), "the discriminator's step leaves the encoder alone"
+    assert touches(generation.loss, model.posterior)
+
+
+def test_adversarial_training_without_a_discriminator_is_refused():
+    model = make_model("implicit")
+    model.discriminator = None
+    with pytest.raises(InputError, match="needs a model with a discriminator"):
+        losses(Adversarial(), model, make_batch())
+
+
+OBJECTIVES = (ELBO(), ImportanceWeighted(), WakeSleep(), ReweightedWakeSleep(), WarmUp(), Adversarial())
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: type(objective).__name__)
+def test_objectives_are_frozen_values(objective):
+    assert objective == type(objective)()
+    assert hash(objective) == hash(type(objective)())
+    with pytest.raises(AttributeError):
+        objective.samples = 3
+
+
+def test_different_objectives_differ():
+    assert all(first != second for first, second in itertools.combinations(OBJECTIVES, 2))
+    assert ELBO(2) != ELBO(3)
