@@ -54,9 +54,10 @@ def observe(dataset: Dataset, settings: Settings) -> Observations:
     low, high = both[:, 0].min().item(), both[:, 1].max().item()
     integers = not x.is_floating_point()
     image = dataset.maximum is not None
+    top = dataset.maximum or 1.0
     colour = image and x.dim() == 4 and x.shape[1] > 1
     binary = all(bool(((part == 0) | (part == 1)).all()) for part in (x, dataset.test_x))
-    facts = {"event_shape": tuple(x.shape[1:]), "parts": len(dataset.classes) or settings.parts}
+    facts: dict[str, Any] = {"event_shape": tuple(x.shape[1:]), "parts": len(dataset.classes) or settings.parts}
     name = settings.likelihood
     if name == "auto":
         if binary:
@@ -75,14 +76,12 @@ def observe(dataset: Dataset, settings: Settings) -> Observations:
     if name == "bernoulli":
         if binary:
             return Observations(**facts, likelihood=name, preprocessing="as_is", reason=reason)
-        maximum = dataset.maximum if image else 1.0
-        if low < 0 or high > maximum:
+        if low < 0 or high > top:
             raise InputError(f"likelihood=bernoulli needs values in [0, 1], but {span}; use likelihood=auto")
-        return Observations(**facts, likelihood=name, preprocessing="binarise", maximum=maximum, reason=reason)
+        return Observations(**facts, likelihood=name, preprocessing="binarise", maximum=top, reason=reason)
     if name == "gaussian":
         if image and integers:
-            maximum = float(dataset.maximum)
-            return Observations(**facts, likelihood=name, preprocessing="dequantise", maximum=maximum, reason=reason)
+            return Observations(**facts, likelihood=name, preprocessing="dequantise", maximum=top, reason=reason)
         return Observations(**facts, likelihood=name, preprocessing="standardise", reason=reason)
     if not integers or low < 0:
         raise InputError(f"likelihood={name} needs whole numbers from 0 on, but {span}; use likelihood=auto")
@@ -109,7 +108,7 @@ def build_model(settings: Settings, observations: Observations, train_x: Tensor 
     encoder, decoder = _networks(kind, settings, observations)
     method = METHODS[settings.method]
     available = settings.as_dict() | {"prior": prior if settings.prior_denoiser else None}
-    options = {name: available[name] for name in method.takes}
+    options: dict[str, Any] = {name: available[name] for name in method.takes}
     posterior = method.posterior_class()(encoder, settings.latent_size, **options)
     discriminator = None
     if not posterior.has_density:
@@ -123,9 +122,9 @@ def build_model(settings: Settings, observations: Observations, train_x: Tensor 
 
 def make_objective(settings: Settings) -> Objective:
     """The objective that the settings describe."""
-    bound = {"kl_weight": settings.kl_weight, "kl_rise": settings.kl_rise}
-    samples = {"samples": settings.samples} if settings.samples else {}
-    sleep = {"sleep_weight": settings.sleep_weight} if settings.sleep_weight else {}
+    bound: dict[str, Any] = {"kl_weight": settings.kl_weight, "kl_rise": settings.kl_rise}
+    samples: dict[str, Any] = {"samples": settings.samples} if settings.samples else {}
+    sleep: dict[str, Any] = {"sleep_weight": settings.sleep_weight} if settings.sleep_weight else {}
     if settings.sleep_levels:
         sleep["levels"] = settings.sleep_levels
     elbo = ELBO(**samples, **bound, path_gradient=settings.path_gradient)

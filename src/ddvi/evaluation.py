@@ -236,9 +236,9 @@ def latent_nll(z: Tensor, prior_draws: Tensor) -> dict[str, float]:
     """−mean over prior draws (M, D) of the log of the average of kernel density estimates fitted to latents (N, D)."""
     from sklearn.neighbors import KernelDensity
 
+    precision: Any = 1e-4  # relative error of a density: so many nats
     scores = [
-        # 1e-4 is the relative error of a density: 1e-4 nat.
-        KernelDensity(bandwidth=bandwidth, rtol=1e-4).fit(z.double()).score_samples(prior_draws.double())
+        KernelDensity(bandwidth=bandwidth, rtol=precision).fit(z.double()).score_samples(prior_draws.double())
         for bandwidth in KERNEL_BANDWIDTHS
     ]
     log_density = np.logaddexp.reduce(scores, axis=0) - math.log(len(scores))
@@ -275,7 +275,9 @@ def clustering(model: LatentVariableModel, z: Tensor, labels: Tensor, classes: i
             clusters = scores.argmax(0).cpu().numpy()
     if clusters is None:
         random_state = derive_seed(seed, "k-means") % 2**32
-        clusters = KMeans(min(classes, len(z)), n_init=10, random_state=random_state).fit_predict(z.double().numpy())
+        clusters = KMeans(min(classes, len(z)), n_init="auto", random_state=random_state).fit_predict(
+            z.double().numpy()
+        )
     truth = labels.numpy()
     table = contingency_matrix(truth, clusters)
     return {

@@ -46,7 +46,7 @@ class Method:
 
 
 _FLOW = ("flow_layers", "context_size")
-_DIFFUSION = ("steps", "noise", "denoiser_size", "denoiser_layers", "prior")
+_DIFFUSION = ("steps", "noise", "denoiser_size", "denoiser_layers", "covariance", "prior")
 
 METHODS: dict[str, Method] = {
     "vae": Method("diagonal Gaussian posterior", "ddvi.posteriors.gaussian:GaussianPosterior"),

@@ -151,14 +151,14 @@ def _image_shape(event_shape: torch.Size) -> tuple[int, int, int]:
 
 
 class Denoiser(nn.Module):
-    """(z_t, t, context) to 2 D corrections of the prediction of z_0; zero at initialisation.
+    """z_t, t and context to corrections of the prediction of z_0; zero at initialisation.
 
     Each layer adds an embedding of t, the first one a projection of the context as well. Both are computed once per
     step or per example, not once per draw.
 
     Args:
         inputs: features per draw (z_t and whatever is known about it).
-        latent_size: D.
+        outputs: number of corrections.
         context_size: size of the context c(x).
         steps: T.
         hidden_size: width of the layers.
@@ -166,7 +166,7 @@ class Denoiser(nn.Module):
     """
 
     def __init__(
-        self, inputs: int, latent_size: int, context_size: int, steps: int, hidden_size: int = 128, layers: int = 3
+        self, inputs: int, outputs: int, context_size: int, steps: int, hidden_size: int = 128, layers: int = 3
     ) -> None:
         super().__init__()
         self.steps = steps
@@ -174,7 +174,7 @@ class Denoiser(nn.Module):
         self.context = nn.Linear(context_size, hidden_size, bias=False)
         self.hidden = nn.ModuleList(nn.Linear(hidden_size, hidden_size) for _ in range(layers - 1))
         self.time = nn.Parameter(torch.randn(layers, steps, hidden_size) * 0.1)
-        self.exit = nn.Linear(hidden_size, 2 * latent_size)
+        self.exit = nn.Linear(hidden_size, outputs)
         nn.init.zeros_(self.exit.weight)
         nn.init.zeros_(self.exit.bias)
 

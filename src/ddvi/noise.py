@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ddvi.catalogue import NOISE_SCHEDULES
 from ddvi.errors import InputError, check_name
+from ddvi.gaussians import AnyGaussian, DiagonalGaussian
 
 
 def log_snr_schedule(steps: int) -> Tensor:
@@ -48,6 +49,11 @@ SCHEDULES: dict[str, Callable[[int], Tensor]] = {
     "cosine": cosine_schedule,
     "linear_beta": linear_beta_schedule,
 }
+
+
+def point(z: Tensor) -> DiagonalGaussian:
+    """The law of a known z (*, D): no variance."""
+    return DiagonalGaussian(z, torch.zeros_like(z))
 
 
 class NoisingProcess(nn.Module):
@@ -105,14 +111,17 @@ class NoisingProcess(nn.Module):
         """`constant[t]` with a trailing axis, to multiply latents of shape (*t.shape, D)."""
         return constant[t].unsqueeze(-1)
 
-    def marginal(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of r(z_t | z_0 = z); z is (*, D), t integers broadcastable to (*,)."""
-        return self.at(self.alpha, t) * z, self.at(self.sigma, t) ** 2
+    def marginal(self, start: DiagonalGaussian, t: Tensor) -> DiagonalGaussian:
+        """The law of z_t where z_0 has the law `start` (*, D); t integers broadcastable to (*,)."""
+        return start.mapped(self.at(self.alpha, t), start.mean.new_zeros(()), self.at(self.sigma, t) ** 2)
 
-    def step_back(self, z: Tensor, z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of r(z_{t-1} | z_t, z_0 = z) for t ≥ 2, shapes as in `marginal`."""
-        mean = self.at(self.weight_start, t) * z + self.at(self.weight_current, t) * z_t
-        return mean, self.at(self.step_variance, t)
+    def step_back(self, start: AnyGaussian, z_t: Tensor, t: Tensor) -> AnyGaussian:
+        """The law of z_{t-1} given z_t (*, D) where z_0 given z_t has the law `start`; at t = 1 that law itself.
+
+        With `point(z_0)` it is r(z_{t-1} | z_t, z_0).
+        """
+        shift = self.at(self.weight_current, t) * z_t
+        return start.mapped(self.at(self.weight_start, t), shift, self.at(self.step_variance, t))
 
     def path(self, z: Tensor) -> Tensor:
         """One draw of (z_0, z_1 … z_T) from r given z_0 = z of shape (*, D): shape (T + 1, *, D)."""

@@ -33,6 +33,8 @@ class Preprocessing(nn.Module, abc.ABC):
 class Binarise(Preprocessing):
     """Grey values 0 … maximum as probabilities of a one, drawn afresh at each pass."""
 
+    maximum: Tensor
+
     def __init__(self, maximum: float) -> None:
         super().__init__()
         self.register_buffer("maximum", torch.tensor(float(maximum)))

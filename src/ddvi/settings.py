@@ -72,6 +72,9 @@ class Settings:
     noise: str = setting("log_snr", "ddvi: the noise schedule", choices=NOISE_SCHEDULES)
     denoiser_size: int = setting(128, "ddvi: width of the denoiser", minimum=1)
     denoiser_layers: int = setting(3, "ddvi: its hidden layers", minimum=1)
+    covariance: str = setting(
+        "auto", "ddvi: of the steps; auto takes full ones up to D = 4", choices=("auto", "diagonal", "full")
+    )
     prior_denoiser: bool = setting(True, "ddvi, D = 2: give the denoiser E[z_0|z_t] under the prior as an input")
     flow_layers: int = setting(4, "iaf_vae, h_iaf_vae: layers of a flow", minimum=1)
     context_size: int = setting(64, "iaf_vae, h_iaf_vae: what a flow's layers see of x", minimum=1)
@@ -139,6 +142,7 @@ def _paper(dataset: str, method: str) -> dict[str, Any]:
             "steps": 40,
             "noise": "linear_beta",
             "denoiser_layers": 4,
+            "covariance": "diagonal",
             "prior_denoiser": False,
             "kl_weight": 0.003 * pixels,
             "sleep_steps": 3,

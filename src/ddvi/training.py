@@ -144,7 +144,8 @@ class Trainer:
                 f" use at most {len(train_x)}"
             )
         self.fabric = fabric or Fabric(accelerator="cpu", devices=1)
-        self.model = self.fabric.to_device(model)
+        self.fabric.to_device(model)
+        self.model = model
         self.schedule = schedule
         self.train_x = self.fabric.to_device(train_x)
         self.validation_x = None if validation_x is None else self.fabric.to_device(validation_x)

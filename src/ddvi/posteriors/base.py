@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from ddvi.errors import InputError
 
 VARIANCE_FLOOR = 1e-6
+LARGEST_LOG_VARIANCE = 20.0  # so that a wild output stays finite
 
 
 class Draw(NamedTuple):

@@ -28,9 +28,9 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ddvi import gaussians
+from ddvi.gaussians import DiagonalGaussian, FullGaussian, Gaussian, stack
 from ddvi.networks import Denoiser
-from ddvi.noise import NoisingProcess
+from ddvi.noise import NoisingProcess, point
 from ddvi.posteriors.base import VARIANCE_FLOOR, Conditional, Draw, Posterior
 from ddvi.posteriors.gaussian import GaussianHead
 from ddvi.priors import Prior
@@ -45,76 +45,53 @@ class DiffusionConditional(Conditional):
 
     Args:
         posterior: the networks.
-        start: mean and variance of the Gaussian whose noised version is q(z_T | x), (*batch_shape, D).
-        anchor: mean and variance of the Gaussian whose exact denoiser the network corrects; usually the same.
+        start: the Gaussian (*batch_shape, D) whose noised version is q(z_T | x).
+        anchor: the Gaussian whose exact denoiser the network corrects; usually the same.
         context: what the denoiser knows of x, (*batch_shape, denoiser_size).
     """
 
     def __init__(
-        self,
-        posterior: DiffusionPosterior,
-        start: tuple[Tensor, Tensor],
-        anchor: tuple[Tensor, Tensor],
-        context: Tensor,
+        self, posterior: DiffusionPosterior, start: DiagonalGaussian, anchor: DiagonalGaussian, context: Tensor
     ) -> None:
         self.posterior = posterior
         self.noise = posterior.noise
         self.auxiliaries = posterior.noise.steps
-        self.start_mean, self.start_variance = start
-        self.mean, self.variance = anchor
+        self.start = self.noise.marginal(start, posterior.levels[-1])
+        self.anchor = anchor
         self.context = context
 
-    def predict(self, z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of the prediction of z_0; z_t (*, *batch_shape, D), t broadcastable to z_t.shape[:-1]."""
+    def predict(self, z_t: Tensor, t: Tensor) -> Gaussian:
+        """The prediction of z_0; z_t is (*, *batch_shape, D), t broadcastable to z_t.shape[:-1]."""
         alpha, sigma = self.noise.at(self.noise.alpha, t), self.noise.at(self.noise.sigma, t)
-        total = alpha**2 * self.variance + sigma**2
-        mean = (sigma**2 * self.mean + alpha * self.variance * z_t) / total
-        variance = self.variance * sigma**2 / total
-        whitened = (z_t - alpha * self.mean) * total.rsqrt()
-        correction, log_factor = self.posterior.correction(z_t, whitened, t, self.context).chunk(2, -1)
-        log_factor = _LARGEST_LOG_FACTOR * torch.tanh(log_factor / _LARGEST_LOG_FACTOR)
-        return mean + variance.sqrt() * correction, (variance * log_factor.exp()).clamp_min(VARIANCE_FLOOR)
+        total = alpha**2 * self.anchor.variance + sigma**2
+        mean = (sigma**2 * self.anchor.mean + alpha * self.anchor.variance * z_t) / total
+        variance = self.anchor.variance * sigma**2 / total
+        whitened = (z_t - alpha * self.anchor.mean) * total.rsqrt()
+        return self.posterior.corrected(DiagonalGaussian(mean, variance), z_t, whitened, t, self.context)
 
-    def step(self, z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of q(z_{t-1} | z_t, x), shapes as in `predict`."""
-        mean, variance = self.predict(z_t, t)
-        step_mean, step_variance = self.noise.step_back(mean, z_t, t)
-        return step_mean, step_variance + self.noise.at(self.noise.weight_start, t) ** 2 * variance
-
-    def start(self) -> tuple[Tensor, Tensor]:
-        """Mean and variance of q(z_T | x), (*batch_shape, D)."""
-        mean, sigma_squared = self.noise.marginal(self.start_mean, self._last)
-        return mean, self.noise.at(self.noise.alpha, self._last) ** 2 * self.start_variance + sigma_squared
+    def step(self, z_t: Tensor, t: Tensor) -> Gaussian:
+        """q(z_{t-1} | z_t, x), shapes as in `predict`."""
+        return self.noise.step_back(self.predict(z_t, t), z_t, t)
 
     def draw(self, sample_shape: tuple[int, ...] = ()) -> Draw:
-        mean, variance = self.start()
-        shape = (*sample_shape, *mean.shape)
-        z_t = gaussians.sample(mean, variance, shape)
-        path, means, variances = [z_t], [mean.expand(shape)], [variance.expand(shape)]
-        for t in self._levels.flip(0):
-            mean, variance = self.step(z_t, t)
-            z_t = gaussians.sample(mean, variance)
-            path.append(z_t)
-            means.append(mean)
-            variances.append(variance.expand(shape))
+        path, steps = [self.start.sample(sample_shape)], []
+        for t in self.posterior.levels.flip(0):
+            steps.append(self.step(path[-1], t))
+            path.append(steps[-1].sample())
         stacked = torch.stack(path[::-1])
         # Scored after the chain, all steps at once.
-        log_q = gaussians.log_prob(stacked, torch.stack(means[::-1]), torch.stack(variances[::-1])).sum(0)
-        return Draw(z_t, log_q - self.log_reverse(stacked), stacked)
+        log_q = self.start.log_prob(stacked[-1]) + stack(steps[::-1]).log_prob(stacked[:-1]).sum(0)
+        return Draw(stacked[0], log_q - self.log_reverse(stacked), stacked)
 
     def log_ratio(self, path: Tensor) -> Tensor:
-        step_mean, step_variance = self.step(path[1:], self._levels_for(path[1:]))
-        log_q = gaussians.log_prob(path[:-1], step_mean, step_variance).sum(0)
-        return log_q + gaussians.log_prob(path[-1], *self.start()) - self.log_reverse(path)
+        steps = self.step(path[1:], self._levels_for(path[1:])).log_prob(path[:-1]).sum(0)
+        return self.start.log_prob(path[-1]) + steps - self.log_reverse(path)
 
     def log_reverse(self, path: Tensor) -> Tensor:
         """log r(z_1:T | z_0) = log r(z_T | z_0) + Σ_{t ≥ 2} log r(z_{t-1} | z_t, z_0)."""
-        z, last = path[0], path[-1]
-        value = gaussians.log_prob(last, *self.noise.marginal(z, self._last))
-        if self.noise.steps == 1:
-            return value
-        steps = self.noise.step_back(z, path[2:], self._levels_for(path[1:])[1:])
-        return value + gaussians.log_prob(path[1:-1], *steps).sum(0)
+        z, t = point(path[0]), self._levels_for(path[1:])
+        value = self.noise.marginal(z, self.posterior.levels[-1]).log_prob(path[-1])
+        return value + self.noise.step_back(z, path[2:], t[1:]).log_prob(path[1:-1]).sum(0)
 
     def reverse_path(self, z: Tensor) -> Tensor:
         return self.noise.path(z)
@@ -122,42 +99,28 @@ class DiffusionConditional(Conditional):
     def log_bound(self, z: Tensor, levels: int | None = None) -> Tensor:
         """The bound on log q(z_0 | x) that denoising maximises:
 
-            E_r[ log q(z_0|z_1,x) ] − Σ_{t≥2} E_r KL( r(z_{t-1}|z_t,z_0) ‖ q(z_{t-1}|z_t,x) ) − KL( r(z_T|z_0) ‖ q(z_T|x) ).
+        E_r[ log q(z_0|z_1,x) ] − Σ_{t≥2} E_r KL( r(z_{t-1}|z_t,z_0) ‖ q(z_{t-1}|z_t,x) ) − KL( r(z_T|z_0) ‖ q(z_T|x) )
 
         Every KL in closed form, each z_t drawn once from its marginal. With `levels` of the T terms, drawn uniformly
         per example, the sum is T/levels times theirs; the z_T term is always there.
         """
-        steps = self.noise.steps
+        steps, known = self.noise.steps, point(z)
         if levels is None or levels >= steps:
-            t = self._levels_for(z.expand(steps, *z.shape))
+            t = self._levels_for(z.expand(steps, *z.shape)).expand(steps, *z.shape[:-1])
         else:
             t = torch.randint(1, steps + 1, (levels, *z.shape[:-1]), device=z.device)
-        mean, variance = self.noise.marginal(z, t)
-        z_t = gaussians.sample(mean, variance, (t.shape[0], *z.shape))
-        q_mean, q_variance = self.step(z_t, t)
-        r_mean, r_variance = self.noise.step_back(z, z_t, t)
-        first = (t == 1).expand(z_t.shape[:-1])
+        z_t = self.noise.marginal(known, t).sample()
+        q, r = self.step(z_t, t), self.noise.step_back(known, z_t, t)
+        first = t == 1
         # r(z_0|z_1,z_0) is a point: its term is the density itself. The filler keeps the unused branch finite.
-        r_variance = torch.where(first.unsqueeze(-1), q_variance, r_variance)
-        terms = torch.where(
-            first,
-            gaussians.log_prob(z, q_mean, q_variance),
-            -gaussians.kl_divergence(r_mean, r_variance, q_mean, q_variance),
-        )
-        last = gaussians.kl_divergence(*self.noise.marginal(z, self._last), *self.start())
+        r = r._replace(variance=r.variance.masked_fill(first.unsqueeze(-1), 1.0))
+        terms = torch.where(first, q.log_prob(z), -q.divergence_from(r))
+        last = self.start.divergence_from(self.noise.marginal(known, self.posterior.levels[-1]))
         return terms.sum(0) * (steps / t.shape[0]) - last
-
-    @property
-    def _levels(self) -> Tensor:
-        return torch.arange(1, self.noise.steps + 1, device=self.mean.device)
-
-    @property
-    def _last(self) -> Tensor:
-        return torch.tensor(self.noise.steps, device=self.mean.device)
 
     def _levels_for(self, stacked: Tensor) -> Tensor:
         """t = 1 … T shaped to broadcast against stacked latents (T, *, D) without their last axis."""
-        return self._levels.view(-1, *[1] * (stacked.dim() - 2))
+        return self.posterior.levels.view(-1, *[1] * (stacked.dim() - 2))
 
 
 @final
@@ -169,8 +132,11 @@ class DiffusionPosterior(Posterior):
         noise: name of the noise schedule, see `ddvi.noise`.
         denoiser_size: width of the denoiser's layers.
         denoiser_layers: their number.
+        covariance: of the steps, "diagonal" or "full"; "auto" takes full ones for up to 4 dimensions.
         prior: a prior whose own denoiser E[z_0 | z_t] is given to the network as an input, for D = 2; None without.
     """
+
+    levels: Tensor
 
     def __init__(
         self,
@@ -181,16 +147,19 @@ class DiffusionPosterior(Posterior):
         noise: str = "log_snr",
         denoiser_size: int = 128,
         denoiser_layers: int = 3,
+        covariance: str = "auto",
         prior: Prior | None = None,
     ) -> None:
         super().__init__(encoder, latent_size, labels)
         self.noise = NoisingProcess(steps, noise)
+        self.register_buffer("levels", torch.arange(1, steps + 1), persistent=False)
         self.anchor = GaussianHead(self.features, latent_size)
         self.prior_denoiser = PriorDenoiser(prior, self.noise) if prior is not None and latent_size == 2 else None
-        inputs = 2 + (self.prior_denoiser is not None)
-        self.denoiser = Denoiser(
-            inputs * latent_size, latent_size, self.features, steps, denoiser_size, denoiser_layers
-        )
+        known = 4 if self.prior_denoiser else 2
+        full = covariance == "full" or (covariance == "auto" and 1 < latent_size <= 4)
+        self.couplings = latent_size * (latent_size - 1) // 2 if full else 0
+        outputs = 2 * latent_size + self.couplings
+        self.denoiser = Denoiser(known * latent_size, outputs, self.features, steps, denoiser_size, denoiser_layers)
 
     def condition(self, features: Tensor) -> DiffusionConditional:
         anchor = self.anchor.gaussian(features)
@@ -198,16 +167,37 @@ class DiffusionPosterior(Posterior):
 
     def without_context(self, features: Tensor) -> DiffusionConditional:
         """The simpler model that warm-up trains: the start depends on x, the steps denoise the prior alone."""
-        mean, variance = self.anchor.gaussian(features)
-        standard = torch.zeros_like(mean), torch.ones_like(variance)
-        return DiffusionConditional(self, (mean, variance), standard, features.new_zeros(()))
+        start = self.anchor.gaussian(features)
+        standard = DiagonalGaussian(torch.zeros_like(start.mean), torch.ones_like(start.variance))
+        return DiffusionConditional(self, start, standard, features.new_zeros(()))
 
-    def correction(self, z_t: Tensor, whitened: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """The network's output (*, 2 D) for z_t (*, D), the same in units of its own spread, and t."""
+    def corrected(
+        self, anchored: DiagonalGaussian, z_t: Tensor, whitened: Tensor, t: Tensor, context: Tensor
+    ) -> Gaussian:
+        """The anchored prediction (*, D) of z_0, its mean and covariance corrected by the network.
+
+        The network sees z_t, the same in units of its own spread, and the prior's prediction of z_0, as it is and as a
+        correction in the units that the network answers in.
+        """
+        scale = anchored.variance.sqrt()
         inputs = [z_t, whitened]
         if self.prior_denoiser is not None:
-            inputs.append(self.prior_denoiser(z_t, t))
-        return self.denoiser(torch.cat(inputs, -1), t, context)
+            believed = self.prior_denoiser(z_t, t)
+            inputs += [believed, torch.asinh((believed - anchored.mean) / scale)]
+        size = self.latent_size
+        correction, log_factor, coupling = self.denoiser(torch.cat(inputs, -1), t, context).split(
+            [size, size, self.couplings], -1
+        )
+        mean = anchored.mean + scale * correction
+        log_factor = _LARGEST_LOG_FACTOR * torch.tanh(log_factor / _LARGEST_LOG_FACTOR)
+        variance = (anchored.variance * log_factor.exp()).clamp_min(VARIANCE_FLOOR)
+        if not self.couplings:
+            return DiagonalGaussian(mean, variance)
+        factor = torch.diag_embed(variance.sqrt())
+        below = torch.zeros_like(factor)
+        rows, columns = torch.tril_indices(size, size, -1, device=z_t.device)
+        below[..., rows, columns] = coupling * scale[..., rows]
+        return FullGaussian(mean, factor + below)
 
 
 @final

@@ -10,14 +10,13 @@ Source: Kingma et al., Improving Variational Inference with Inverse Autoregressi
 
 from __future__ import annotations
 
-from typing import final
+from typing import Any, final
 
 import torch
 import zuko
 from torch import Tensor, nn
-from torch.distributions import Transform
 
-from ddvi import gaussians
+from ddvi.gaussians import DiagonalGaussian
 from ddvi.posteriors.base import Conditional, Draw, Posterior
 from ddvi.posteriors.gaussian import GaussianHead
 
@@ -32,33 +31,30 @@ class ConditionalFlow(nn.Module):
         self.base = GaussianHead(context_size, latent_size)
         self.layers = nn.ModuleList()
         for index in range(layers):
-            order = torch.arange(latent_size)
-            layer = zuko.flows.MaskedAutoregressiveTransform(
+            order: Any = torch.arange(latent_size)
+            layer: Any = zuko.flows.MaskedAutoregressiveTransform(
                 latent_size, context_size, order=order.flip(0) if index % 2 else order, hidden_features=hidden_features
             )
-            last = layer.hyper[-1]
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+            for parameter in layer.hyper[-1].parameters():
+                nn.init.zeros_(parameter)
             self.layers.append(layer)
 
     def forward(self, context: Tensor) -> FlowDensity:
-        mean, variance = self.base.gaussian(context)
-        return FlowDensity(mean, variance, [layer(context) for layer in self.layers])
+        return FlowDensity(self.base.gaussian(context), [layer(context) for layer in self.layers])
 
 
 @final
 class FlowDensity:
-    """The density of z = f_n ∘ … ∘ f_1(ε), ε ~ N(mean, variance)."""
+    """The density of z = f_n ∘ … ∘ f_1(ε), ε ~ base."""
 
-    def __init__(self, mean: Tensor, variance: Tensor, transforms: list[Transform]) -> None:
-        self.mean = mean
-        self.variance = variance
+    def __init__(self, base: DiagonalGaussian, transforms: list[Any]) -> None:
+        self.base = base
         self.transforms = transforms
 
     def draw(self, sample_shape: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
         """z (*sample_shape, *batch_shape, D) and log q(z | x), one pass a layer."""
-        z = gaussians.sample(self.mean, self.variance, (*sample_shape, *self.mean.shape))
-        log_prob = gaussians.log_prob(z, self.mean, self.variance)
+        z = self.base.sample(sample_shape)
+        log_prob = self.base.log_prob(z)
         for transform in self.transforms:
             z, log_determinant = transform.call_and_ladj(z)
             log_prob = log_prob - log_determinant
@@ -70,7 +66,7 @@ class FlowDensity:
         for transform in reversed(self.transforms):
             z, contribution = transform.inv.call_and_ladj(z)
             log_determinant = log_determinant + contribution
-        return gaussians.log_prob(z, self.mean, self.variance) + log_determinant
+        return self.base.log_prob(z) + log_determinant
 
 
 @final

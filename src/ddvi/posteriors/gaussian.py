@@ -11,41 +11,40 @@ from typing import final
 
 from torch import Tensor, nn
 
-from ddvi import gaussians
-from ddvi.posteriors.base import VARIANCE_FLOOR, Conditional, Draw, Posterior
+from ddvi.gaussians import DiagonalGaussian
+from ddvi.posteriors.base import LARGEST_LOG_VARIANCE, VARIANCE_FLOOR, Conditional, Draw, Posterior
 
 
 class GaussianHead(nn.Linear):
-    """Features (*, features) to mean and variance (*, D) of a Gaussian; the variance is at least `VARIANCE_FLOOR`."""
+    """Features (*, features) to a diagonal Gaussian on R^D; its variance is at least `VARIANCE_FLOOR`."""
 
     def __init__(self, features: int, latent_size: int) -> None:
         super().__init__(features, 2 * latent_size)
 
-    def gaussian(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def gaussian(self, features: Tensor) -> DiagonalGaussian:
         mean, log_variance = self(features).chunk(2, -1)
-        return mean, log_variance.exp() + VARIANCE_FLOOR
+        return DiagonalGaussian(mean, log_variance.clamp_max(LARGEST_LOG_VARIANCE).exp() + VARIANCE_FLOOR)
 
 
 @final
 class GaussianConditional(Conditional):
-    """N(mean, diag variance), both (*batch_shape, D)."""
+    """A diagonal Gaussian (*batch_shape, D) as q(z | x)."""
 
-    def __init__(self, mean: Tensor, variance: Tensor) -> None:
-        self.mean = mean
-        self.variance = variance
+    def __init__(self, gaussian: DiagonalGaussian) -> None:
+        self.gaussian = gaussian
 
     def draw(self, sample_shape: tuple[int, ...] = ()) -> Draw:
-        z = gaussians.sample(self.mean, self.variance, (*sample_shape, *self.mean.shape))
-        return Draw(z, gaussians.log_prob(z, self.mean, self.variance), z[None])
+        z = self.gaussian.sample(sample_shape)
+        return Draw(z, self.gaussian.log_prob(z), z[None])
 
     def log_ratio(self, path: Tensor) -> Tensor:
-        return gaussians.log_prob(path[0], self.mean, self.variance)
+        return self.gaussian.log_prob(path[0])
 
     def reverse_path(self, z: Tensor) -> Tensor:
         return z[None]
 
     def log_bound(self, z: Tensor, levels: int | None = None) -> Tensor:
-        return gaussians.log_prob(z, self.mean, self.variance)
+        return self.gaussian.log_prob(z)
 
 
 @final
@@ -57,4 +56,4 @@ class GaussianPosterior(Posterior):
         self.head = GaussianHead(self.features, latent_size)
 
     def condition(self, features: Tensor) -> GaussianConditional:
-        return GaussianConditional(*self.head.gaussian(features))
+        return GaussianConditional(self.head.gaussian(features))
