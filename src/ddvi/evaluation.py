@@ -57,7 +57,7 @@ QUICK = Effort(
     gap_examples=100,
     gap_auxiliary_draws=50,
     prior_draws=1000,
-    nodes=20_000,
+    nodes=10_000,
 )
 
 

@@ -209,23 +209,25 @@ class Trainer:
         self._save()
 
     def _step(self, phase: Phase, rows: Tensor, progress: float) -> None:
-        lr, bad_before = self.schedule.learning_rate(progress), self.state.bad_in_a_row
+        lr = self.schedule.learning_rate(progress)
         with self.fabric.autocast():
             batch = Batch(self.model.preprocessing(self.train_x[rows]), progress)
             updates = phase.objective.updates(self.model, batch)
+        complaints = []
         while True:
             with self.fabric.autocast():
                 update = next(updates, None)
             if update is None:
                 break
-            good = self._apply(update, phase.frozen, lr)
-            self._count(update, good, bad_before)
-        if self.state.bad_in_a_row == bad_before:
-            self.state.bad_in_a_row = 0
+            if self._apply(update, phase.frozen, lr):
+                self._count(update)
+            else:
+                complaints.append(_complaint(update))
         self._add("examples", torch.full((), float(len(rows)), dtype=torch.float64))
+        self._judge(complaints)
 
     def _apply(self, update: Update, frozen: frozenset[str], lr: float) -> bool:
-        """Carry out one update, or skip it where loss or gradient isn't finite."""
+        """Carry out one update, or leave it where loss or gradient isn't finite."""
         active = [name for name in update.children if name in self.groups and name not in frozen]
         parameters = [parameter for name in active for parameter in self.groups[name]]
         if not parameters:
@@ -243,27 +245,27 @@ class Trainer:
             optimizer.step()
         return True
 
-    def _count(self, update: Update, good: bool, bad_before: int) -> None:
-        """Log an update, or that it was skipped: a step is bad once any of its updates is."""
-        if good:
-            for name, value in update.terms.items():
-                self._add(name, value.detach().sum(dtype=torch.float64))
-                self._add(f"count/{name}", torch.full((), float(value.numel()), dtype=torch.float64))
+    def _judge(self, complaints: list[str]) -> None:
+        """A step is bad once any of its updates is; the third bad one in a row ends the run."""
+        state = self.state
+        if not complaints:
+            state.bad_in_a_row = 0
             return
-        self.state.skipped += 1
-        self.state.bad_in_a_row = bad_before + 1
-        bad = [name for name, value in update.terms.items() if not bool(torch.isfinite(value).all())]
-        what = (
-            f"the term{'s' * (len(bad) > 1)} {', '.join(bad)}" if bad else f"the gradient of {', '.join(update.terms)}"
-        )
-        where = f"epoch {self.state.epoch + 1}, step {self.state.step + 1}"
+        state.skipped += 1
+        state.bad_in_a_row += 1
+        what, where = "; ".join(complaints), f"epoch {state.epoch + 1}, step {state.step + 1}"
         if self.listener:
-            self.listener.message(f"{where}: {what} is not finite; the step is skipped")
-        if self.state.bad_in_a_row > BAD_STEPS_ALLOWED:
+            self.listener.message(f"{where}: {what} not finite; the step is skipped")
+        if state.bad_in_a_row > BAD_STEPS_ALLOWED:
             raise TrainingError(
-                f"{what} was not finite three times in a row, at {where}; the last good checkpoint is kept: lower lr"
-                " or clip_norm, or look at the data"
+                f"{what} not finite, three times in a row by {where}; the last good checkpoint is kept: lower lr or"
+                " clip_norm, or look at the data"
             )
+
+    def _count(self, update: Update) -> None:
+        for name, value in update.terms.items():
+            self._add(name, value.detach().sum(dtype=torch.float64))
+            self._add(f"count/{name}", torch.full((), float(value.numel()), dtype=torch.float64))
 
     def _add(self, name: str, value: Tensor) -> None:
         self.state.sums[name] = self.state.sums[name] + value if name in self.state.sums else value
@@ -350,3 +352,13 @@ class Trainer:
             yield flag
         finally:
             signal.signal(signal.SIGINT, before)
+
+
+def _complaint(update: Update) -> str:
+    """Which terms of a bad update are to blame."""
+    bad = [name for name, value in update.terms.items() if not bool(torch.isfinite(value).all())]
+    return (
+        f"{', '.join(bad)} {'is' if len(bad) == 1 else 'are'}"
+        if bad
+        else f"the gradient of {', '.join(update.terms)} is"
+    )

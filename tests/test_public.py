@@ -1,0 +1,43 @@
+"""The package as a user imports it."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ddvi
+from ddvi._version import __version__
+
+
+@pytest.mark.parametrize("name", ddvi.__all__)
+def test_a_public_name_is_there_and_says_what_it_is(name):
+    value = getattr(ddvi, name)
+    if name == "__version__":
+        assert value == __version__
+        return
+    documentation = vars(value).get("__doc__") if inspect.isclass(value) else value.__doc__
+    assert documentation, f"{name} has no docstring"
+    assert not documentation.startswith(f"{name}("), f"{name} has the docstring that dataclasses and tuples make up"
+
+
+def test_what_the_stub_imports_is_what_it_makes_public():
+    stub = ast.parse(Path(ddvi.__file__).with_suffix(".pyi").read_text())
+    imported = [alias.name for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names]
+    (listed,) = (ast.literal_eval(node.value) for node in stub.body if isinstance(node, ast.Assign))
+    assert sorted(listed) == sorted(imported)
+    assert set(listed) == set(ddvi.__all__) == set(dir(ddvi))
+
+
+def test_a_name_that_is_not_public_is_refused():
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = ddvi.no_such_name
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import sys, ddvi; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    heavy = {"torch", "numpy", "rich", "matplotlib", "omegaconf", "sklearn", "zuko", "lightning_fabric", "pooch"}
+    assert not heavy & set(modules.stdout.split())
