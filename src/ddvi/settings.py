@@ -38,7 +38,7 @@ class Settings:
     method: str = setting("ddvi", "the approximate posterior", choices=METHODS)
     prior: str = setting("pinwheel", "p(z)", choices=PRIORS)
 
-    epochs: int = setting(60, "passes over the training data", minimum=1)
+    epochs: int = setting(100, "passes over the training data", minimum=1)
     batch_size: int = setting(128, "examples per step", minimum=1)
     lr: float = setting(1e-3, "Adam's learning rate at its highest", above=0)
     schedule: str = setting("cosine", "of the learning rate", choices=("cosine", "constant"))
@@ -59,7 +59,7 @@ class Settings:
     )
     warmup: int = setting(0, "ddvi: epochs with the simpler model first", minimum=0)
     freeze_decoder: int = setting(0, "epochs with a frozen decoder, after warmup", minimum=0)
-    adversarial_weight: float = setting(20.0, "aae: weight of fooling the discriminator, in nats", above=0)
+    adversarial_weight: float = setting(5.0, "aae: weight of fooling the discriminator, in nats", above=0)
 
     latent_size: int = setting(2, "D", minimum=1)
     hidden_size: int = setting(500, "width of encoder and decoder", minimum=1)

@@ -25,7 +25,7 @@ class Adversarial(Objective):
         weight: of fooling the discriminator, in nats of reconstruction.
     """
 
-    weight: float = 20.0
+    weight: float = 5.0
 
     def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
         discriminator = model.discriminator
