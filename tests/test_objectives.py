@@ -15,7 +15,8 @@ from ddvi.model import LatentVariableModel
 from ddvi.objectives.adversarial import Adversarial
 from ddvi.objectives.base import Batch
 from ddvi.objectives.elbo import ELBO, ImportanceWeighted, risen
-from ddvi.objectives.wake_sleep import ReweightedWakeSleep, WakeSleep, WarmUp
+from ddvi.objectives.wake_sleep import ReweightedWakeSleep, WakeSleep
+from ddvi.objectives.warm_up import WarmUp
 from ddvi.posteriors.diffusion import DiffusionPosterior
 from ddvi.posteriors.flow import FlowPosterior
 from ddvi.posteriors.gaussian import GaussianPosterior

@@ -36,7 +36,7 @@ def build(name, encoder, latent_size=2, labels=0, steps=3, noise="log_snr", prio
             return HierarchicalPosterior(encoder, latent_size, labels, flow_layers=2, context_size=2 * latent_size)
         case "diffusion":
             return DiffusionPosterior(
-                encoder, latent_size, labels, steps, noise, denoiser_size=16, denoiser_layers=2, prior=prior
+                encoder, latent_size, labels, steps, noise, denoiser_size=16, denoiser_layers=2, prior_denoiser=prior
             )
 
 

@@ -15,8 +15,9 @@ from scipy.stats import multivariate_normal, norm
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
+from ddvi.catalogue import PRIORS
 from ddvi.errors import InputError
-from ddvi.priors import PRIORS, DistributionPrior, Prior, as_prior, make_prior
+from ddvi.priors import DistributionPrior, Prior, as_prior, make_prior
 from ddvi.randomness import generator
 
 WIDTH = {"pinwheel": 0.03, "swiss_roll": 0.05, "less_noisy_square": 0.06}

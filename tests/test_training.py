@@ -420,7 +420,7 @@ def test_a_damaged_checkpoint_is_refused_in_one_sentence(damage, tmp_path):
     path = trained_file(tmp_path)
     damage(path)
     content = path.read_bytes()
-    with pytest.raises(InputError, match=r"state is damaged or not a file of ddvi \(.*\); restore it from a copy"):
+    with pytest.raises(InputError, match=r"state is damaged or not a file of ddvi \(.*\); restore it, or train anew"):
         train("vae", path, resume=True)
     assert path.read_bytes() == content
 

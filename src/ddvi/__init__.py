@@ -6,7 +6,6 @@ line's help cost nothing.
 
 import lazy_loader
 
-from ddvi._version import __version__
+from ddvi._version import __version__ as __version__
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
-__all__ += ["__version__"]

@@ -1,6 +1,8 @@
-"""What can be named on the command line, with a line on each; imports nothing, so that `ddvi list` answers at once."""
+"""What can be named on the command line, with a line on each; imports no torch, so that `ddvi list` answers at once."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 DATASETS: dict[str, str] = {
     "digits": "1,797 real handwritten digits, 8 x 8, grey values 0 to 16, embedded (scikit-learn)",
@@ -9,12 +11,28 @@ DATASETS: dict[str, str] = {
     "cifar": "CIFAR-10: 60,000 photographs of ten kinds of things, 3 x 32 x 32, values 0 to 255",
 }
 
-PRIORS: dict[str, str] = {
-    "pinwheel": "arms that wind outwards, one part per class",
-    "swiss_roll": "a spiral from the centre outwards, cut into one part per class",
-    "less_noisy_square": "the perimeter of a square, cut into one part per class",
-    "gaussian": "standard Gaussian",
-    "gaussian_mixture": "elongated Gaussians around a circle, one per class",
+
+@dataclass(frozen=True)
+class NamedPrior:
+    """A prior that can be named.
+
+    Args:
+        description: one line for `ddvi list`.
+        source: the class, as module:name; its constructor takes latent_size, parts and width.
+        smallest_latent_size: the least D that it can have.
+    """
+
+    description: str
+    source: str
+    smallest_latent_size: int = 2
+
+
+PRIORS: dict[str, NamedPrior] = {
+    "pinwheel": NamedPrior("arms that wind outwards, one part per class", "ddvi.priors:Pinwheel"),
+    "swiss_roll": NamedPrior("a spiral from the centre outwards, one part per class", "ddvi.priors:SwissRoll"),
+    "less_noisy_square": NamedPrior("the perimeter of a square, one part per class", "ddvi.priors:LessNoisySquare"),
+    "gaussian": NamedPrior("standard Gaussian", "ddvi.priors:StandardGaussian", 1),
+    "gaussian_mixture": NamedPrior("elongated Gaussians around a circle, one per class", "ddvi.priors:GaussianMixture"),
 }
 
 OBJECTIVES: dict[str, str] = {

@@ -233,7 +233,11 @@ def _list(_: argparse.Namespace) -> int:
         for name, method in METHODS.items()
     }
     datasets = DATASETS | {"FILE.npz, FILE.npy": "your own: x, or x_train and x_test; perhaps labels y"}
-    groups = {"Datasets": datasets, "Methods": methods, "Priors": PRIORS}
+    groups = {
+        "Datasets": datasets,
+        "Methods": methods,
+        "Priors": {name: prior.description for name, prior in PRIORS.items()},
+    }
     for title, lines in (groups | {"Objectives": OBJECTIVES, "Likelihoods": LIKELIHOODS}).items():
         table = Table(
             title=title, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False

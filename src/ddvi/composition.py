@@ -18,7 +18,8 @@ from ddvi.model import LatentVariableModel
 from ddvi.objectives.adversarial import Adversarial
 from ddvi.objectives.base import Objective
 from ddvi.objectives.elbo import ELBO, ImportanceWeighted
-from ddvi.objectives.wake_sleep import ReweightedWakeSleep, WakeSleep, WarmUp
+from ddvi.objectives.wake_sleep import ReweightedWakeSleep, WakeSleep
+from ddvi.objectives.warm_up import WarmUp
 from ddvi.priors import make_prior
 from ddvi.settings import Settings
 from ddvi.training import Phase
@@ -107,7 +108,7 @@ def build_model(settings: Settings, observations: Observations, train_x: Tensor 
         kind = "convolutional" if _suits_convolutions(event_shape) else "dense"
     encoder, decoder = _networks(kind, settings, observations)
     method = METHODS[settings.method]
-    available = settings.as_dict() | {"prior": prior if settings.prior_denoiser else None}
+    available = settings.as_dict() | {"prior_denoiser": prior if settings.prior_denoiser else None}
     options: dict[str, Any] = {name: available[name] for name in method.takes}
     posterior = method.posterior_class()(encoder, settings.latent_size, **options)
     discriminator = None

@@ -28,6 +28,11 @@ class DiagonalGaussian(NamedTuple):
         noise = torch.randn(*sample_shape, *self.mean.shape, dtype=self.mean.dtype, device=self.mean.device)
         return self.mean + self.variance.sqrt() * noise
 
+    def draw(self, sample_shape: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
+        """A reparameterised draw (*sample_shape, *, D) and its log density."""
+        z = self.sample(sample_shape)
+        return z, self.log_prob(z)
+
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density of z (*, D): (*,), in nats."""
         terms = (z - self.mean) ** 2 / self.variance + self.variance.log() + _LOG_TWO_PI
@@ -53,6 +58,11 @@ class FullGaussian(NamedTuple):
         """A reparameterised draw (*sample_shape, *, D)."""
         noise = torch.randn(*sample_shape, *self.mean.shape, dtype=self.mean.dtype, device=self.mean.device)
         return self.mean + (self.factor * noise.unsqueeze(-2)).sum(-1)
+
+    def draw(self, sample_shape: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
+        """A reparameterised draw (*sample_shape, *, D) and its log density."""
+        z = self.sample(sample_shape)
+        return z, self.log_prob(z)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density of z (*, D): (*,), in nats."""

@@ -24,16 +24,20 @@ class Method:
     Args:
         description: one line for `ddvi list`.
         posterior: the class, as module:name.
-        takes: names of settings (or "prior") that its constructor takes as keywords.
+        takes: names of settings that its constructor takes as keywords (`prior_denoiser`: the prior, or None if false).
         objectives: those that it can be trained by, its own first.
+        warms_up: whether there is a simpler model that training can start with, see `ddvi.objectives.warm_up`.
         defaults: settings that differ from the general defaults.
+        paper: settings of the paper's code that differ from `PAPER`, weights in units of a mean over pixels.
     """
 
     description: str
     posterior: str
     takes: tuple[str, ...] = ()
     objectives: tuple[str, ...] = tuple(name for name in OBJECTIVES if name != "adversarial")
+    warms_up: bool = False
     defaults: Mapping[str, object] = field(default_factory=dict)
+    paper: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def objective(self) -> str:
@@ -46,20 +50,63 @@ class Method:
 
 
 _FLOW = ("flow_layers", "context_size")
-_DIFFUSION = ("steps", "noise", "denoiser_size", "denoiser_layers", "covariance", "prior")
+_DIFFUSION = ("steps", "noise", "denoiser_size", "denoiser_layers", "covariance", "prior_denoiser")
 
 METHODS: dict[str, Method] = {
-    "vae": Method("diagonal Gaussian posterior", "ddvi.posteriors.gaussian:GaussianPosterior"),
-    "iaf_vae": Method("inverse autoregressive flow", "ddvi.posteriors.flow:FlowPosterior", _FLOW),
-    "h_iaf_vae": Method("flow of an auxiliary variable", "ddvi.posteriors.hierarchical:HierarchicalPosterior", _FLOW),
-    "aae": Method("adversarial encoder", "ddvi.posteriors.implicit:ImplicitPosterior", objectives=("adversarial",)),
+    "vae": Method(
+        "diagonal Gaussian posterior",
+        "ddvi.posteriors.gaussian:GaussianPosterior",
+        paper={"kl_weight": 0.01, "kl_rise": 0.8},
+    ),
+    "iaf_vae": Method(
+        "inverse autoregressive flow",
+        "ddvi.posteriors.flow:FlowPosterior",
+        _FLOW,
+        paper={"kl_weight": 0.01, "kl_rise": 0.8, "context_size": 10},
+    ),
+    "h_iaf_vae": Method(
+        "flow of an auxiliary variable",
+        "ddvi.posteriors.hierarchical:HierarchicalPosterior",
+        _FLOW,
+        paper={"kl_weight": 0.005, "kl_rise": 0.8, "context_size": 10},
+    ),
+    "aae": Method(
+        "adversarial encoder",
+        "ddvi.posteriors.implicit:ImplicitPosterior",
+        objectives=("adversarial",),
+        paper={"lr": 2e-4, "adversarial_weight": 6.0},
+    ),
     "ddvi": Method(
         "diffusion posterior, the method of the project",
         "ddvi.posteriors.diffusion:DiffusionPosterior",
         _DIFFUSION,
         ("reweighted_wake_sleep", "wake_sleep", "elbo", "importance_weighted"),
+        warms_up=True,
+        paper={
+            "objective": "wake_sleep",
+            "steps": 40,
+            "noise": "linear_beta",
+            "denoiser_layers": 4,
+            "covariance": "diagonal",
+            "prior_denoiser": False,
+            "kl_weight": 0.003,
+            "sleep_steps": 3,
+            "warmup": 100,
+            "freeze_decoder": 30,
+        },
     ),
 }
 
 ALIASES = {"diff_vae_warmup": "ddvi"}
 """Names that the paper's commands use."""
+
+PAPER: Mapping[str, object] = {
+    "hidden_size": 1000,
+    "batch_size": 128,
+    "lr": 1e-4,
+    "schedule": "constant",
+    "epochs": 200,
+    "clip_norm": 0.0,
+    "dropout": 0.2,
+}
+"""Settings of the paper's code that all methods share."""

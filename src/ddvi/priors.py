@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import abc
 import math
+import pkgutil
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
@@ -20,6 +21,7 @@ from torch import Generator, Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.special import log_ndtr
 
+from ddvi.catalogue import PRIORS
 from ddvi.errors import InputError, check_name
 from ddvi.randomness import seeded
 
@@ -376,17 +378,8 @@ def as_prior(source: Any) -> Prior:
     return source if isinstance(source, Prior) else DistributionPrior(source)
 
 
-PRIORS: dict[str, type[_Structured]] = {
-    "pinwheel": Pinwheel,
-    "swiss_roll": SwissRoll,
-    "less_noisy_square": LessNoisySquare,
-    "gaussian": StandardGaussian,
-    "gaussian_mixture": GaussianMixture,
-}
-
-
 def make_prior(name: str, latent_size: int = 2, parts: int = 10, width: float | None = None) -> Prior:
-    """The prior called `name` in `PRIORS`.
+    """The prior called `name` in `ddvi.catalogue.PRIORS`.
 
     Args:
         latent_size: D, at least 2 (1 for the Gaussian).
@@ -396,4 +389,5 @@ def make_prior(name: str, latent_size: int = 2, parts: int = 10, width: float | 
     Raises:
         InputError: no prior is called so, or an argument is out of its range.
     """
-    return PRIORS[check_name("prior", name, PRIORS)](latent_size, parts, width)
+    build = pkgutil.resolve_name(PRIORS[check_name("prior", name, PRIORS)].source)
+    return build(latent_size, parts, width)

@@ -11,7 +11,7 @@ from typing import Any
 
 from ddvi.catalogue import DATASETS, LIKELIHOODS, NOISE_SCHEDULES, OBJECTIVES, PRIORS
 from ddvi.errors import InputError, check_name
-from ddvi.methods import ALIASES, METHODS
+from ddvi.methods import ALIASES, METHODS, PAPER
 
 DATASET_ALIASES = {"cifar10": "cifar"}
 
@@ -26,7 +26,7 @@ def setting(
     maximum: float | None = None,
 ) -> Any:
     """A field of `Settings`, with what `ddvi list` says of it and what is allowed."""
-    metadata = {"meaning": meaning, "choices": tuple(choices), "minimum": minimum, "above": above, "maximum": maximum}
+    metadata = {"meaning": meaning, "choices": choices, "minimum": minimum, "above": above, "maximum": maximum}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -116,41 +116,20 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": {"epochs": 150, "hidden_size": 256, "batch_size": 64, "validation": 100},
     "cifar": {"epochs": 40},
 }
-_PAPER_DIVERGENCE = {"mnist": 784, "fashion_mnist": 784, "digits": 64, "cifar": 3072}
+PIXEL_VALUES = {"mnist": 784, "fashion_mnist": 784, "digits": 64, "cifar": 3072}
 """The paper's reconstruction is a mean over pixel values: its weights in nats are that many times larger."""
 
 
 def _paper(dataset: str, method: str) -> dict[str, Any]:
     """Settings of the paper's code, weights converted to nats."""
-    pixels = _PAPER_DIVERGENCE.get(dataset, 1)
-    common = {
-        "hidden_size": 1000,
-        "batch_size": 128,
-        "lr": 1e-4,
-        "schedule": "constant",
-        "epochs": 200,
-        "clip_norm": 0.0,
-    }
-    dense = {} if dataset == "cifar" else {"dropout": 0.2}
-    methods: dict[str, dict[str, Any]] = {
-        "vae": {"kl_weight": 0.01 * pixels, "kl_rise": 0.8},
-        "iaf_vae": {"kl_weight": 0.01 * pixels, "kl_rise": 0.8, "context_size": 10},
-        "h_iaf_vae": {"kl_weight": 0.005 * pixels, "kl_rise": 0.8, "context_size": 10},
-        "aae": {"lr": 2e-4, "adversarial_weight": 6.0 * pixels, "epochs": 100 if dataset == "cifar" else 200},
-        "ddvi": {
-            "objective": "wake_sleep",
-            "steps": 40,
-            "noise": "linear_beta",
-            "denoiser_layers": 4,
-            "covariance": "diagonal",
-            "prior_denoiser": False,
-            "kl_weight": 0.003 * pixels,
-            "sleep_steps": 3,
-            "warmup": 100,
-            "freeze_decoder": 30,
-        },
-    }
-    return common | dense | methods[method]
+    settings: dict[str, Any] = {**PAPER, **METHODS[method].paper}
+    for name in {"kl_weight", "adversarial_weight"} & set(settings):
+        settings[name] *= PIXEL_VALUES.get(dataset, 1)
+    if dataset == "cifar":
+        settings["dropout"] = 0.0
+        if method == "aae":
+            settings["epochs"] = 100
+    return settings
 
 
 def resolve(dataset: str, method: str, prior: str, overrides: Mapping[str, str] | None = None) -> Settings:
@@ -191,10 +170,13 @@ def resolve(dataset: str, method: str, prior: str, overrides: Mapping[str, str] 
         layers |= _paper(dataset, method)
     if values.get("data_root"):
         values["data_root"] = os.path.abspath(os.path.expanduser(values["data_root"]))
+    epochs = layers.get("epochs", FIELDS["epochs"].default)
+    for name in {"warmup", "freeze_decoder"} & set(layers):
+        layers[name] = layers[name] * values.get("epochs", epochs) // epochs  # the same share of a shorter training
     settings = Settings(**{"dataset": dataset, "method": method, "prior": prior, **layers, **values})
     if settings.objective == "auto":
         settings = dataclasses.replace(settings, objective=METHODS[method].objective)
-    _check_together(settings, set(values))
+    _check_together(settings)
     return settings
 
 
@@ -232,14 +214,14 @@ _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
-def _check_together(settings: Settings, given: set[str]) -> None:
+def _check_together(settings: Settings) -> None:
     method = METHODS[settings.method]
     if settings.objective not in method.objectives:
         raise InputError(
             f"method {settings.method} can't be trained with objective={settings.objective};"
             f" choose from {', '.join(method.objectives)}"
         )
-    if settings.warmup + settings.freeze_decoder > settings.epochs and {"warmup", "freeze_decoder"} & given:
+    if settings.warmup + settings.freeze_decoder > settings.epochs:
         raise InputError(
             f"warmup={settings.warmup} and freeze_decoder={settings.freeze_decoder} leave nothing of"
             f" epochs={settings.epochs}; give more epochs or less warm-up"

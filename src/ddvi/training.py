@@ -213,7 +213,7 @@ class Trainer:
         with self.fabric.autocast():
             batch = Batch(self.model.preprocessing(self.train_x[rows]), progress)
             updates = phase.objective.updates(self.model, batch)
-        complaints = []
+        complaint = ""
         while True:
             with self.fabric.autocast():
                 update = next(updates, None)
@@ -222,9 +222,10 @@ class Trainer:
             if self._apply(update, phase.frozen, lr):
                 self._count(update)
             else:
-                complaints.append(_complaint(update))
+                complaint = _complaint(update)
+                break
         self._add("examples", torch.full((), float(len(rows)), dtype=torch.float64))
-        self._judge(complaints)
+        self._judge(complaint)
 
     def _apply(self, update: Update, frozen: frozenset[str], lr: float) -> bool:
         """Carry out one update, or leave it where loss or gradient isn't finite."""
@@ -245,21 +246,21 @@ class Trainer:
             optimizer.step()
         return True
 
-    def _judge(self, complaints: list[str]) -> None:
-        """A step is bad once any of its updates is; the third bad one in a row ends the run."""
+    def _judge(self, complaint: str) -> None:
+        """Go on after a good step; leave out the rest of a bad one, and end the run at the third in a row."""
         state = self.state
-        if not complaints:
+        if not complaint:
             state.bad_in_a_row = 0
             return
         state.skipped += 1
         state.bad_in_a_row += 1
-        what, where = "; ".join(complaints), f"epoch {state.epoch + 1}, step {state.step + 1}"
+        where = f"epoch {state.epoch + 1}, step {state.step + 1}"
         if self.listener:
-            self.listener.message(f"{where}: {what} not finite; the step is skipped")
+            self.listener.message(f"{where}: {complaint} not finite; the step is skipped")
         if state.bad_in_a_row > BAD_STEPS_ALLOWED:
             raise TrainingError(
-                f"{what} not finite, three times in a row by {where}; the last good checkpoint is kept: lower lr or"
-                " clip_norm, or look at the data"
+                f"{complaint} not finite, three times in a row by {where}; the last good checkpoint is kept: lower lr"
+                " or clip_norm, or look at the data"
             )
 
     def _count(self, update: Update) -> None:

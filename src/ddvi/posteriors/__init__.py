@@ -1,20 +1,20 @@
 """Approximate posteriors q(z, a | x): one file each, one contract (`base`)."""
 
-from ddvi.posteriors.base import Conditional, Draw, Posterior
+from ddvi.posteriors.base import Conditional, Density, Draw, ExplicitConditional, Posterior
 from ddvi.posteriors.diffusion import DiffusionConditional, DiffusionPosterior
-from ddvi.posteriors.flow import FlowConditional, FlowPosterior
-from ddvi.posteriors.gaussian import GaussianConditional, GaussianPosterior
+from ddvi.posteriors.flow import FlowPosterior
+from ddvi.posteriors.gaussian import GaussianPosterior
 from ddvi.posteriors.hierarchical import HierarchicalConditional, HierarchicalPosterior
 from ddvi.posteriors.implicit import ImplicitConditional, ImplicitPosterior
 
 __all__ = [
     "Conditional",
+    "Density",
     "DiffusionConditional",
     "DiffusionPosterior",
     "Draw",
-    "FlowConditional",
+    "ExplicitConditional",
     "FlowPosterior",
-    "GaussianConditional",
     "GaussianPosterior",
     "HierarchicalConditional",
     "HierarchicalPosterior",

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import abc
 import math
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +91,39 @@ class Conditional(abc.ABC):
         ratios = self.log_ratio(self.reverse_path(z.expand(samples, *z.shape)))
         value = ratios.logsumexp(0) - math.log(samples)
         return value, (ratios - value).exp().std(0) / math.sqrt(samples)
+
+
+class Density(Protocol):
+    """Anything that can draw and score, with batch shape (*batch_shape,) and event shape (D,)."""
+
+    def draw(self, sample_shape: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
+        """Reparameterised z (*sample_shape, *batch_shape, D) and its log density, in nats."""
+        ...
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log density of z (*, *batch_shape, D), in nats."""
+        ...
+
+
+@final
+class ExplicitConditional(Conditional):
+    """A density as q(z | x), without auxiliary variables."""
+
+    def __init__(self, density: Density) -> None:
+        self.density = density
+
+    def draw(self, sample_shape: tuple[int, ...] = ()) -> Draw:
+        z, log_prob = self.density.draw(sample_shape)
+        return Draw(z, log_prob, z[None])
+
+    def log_ratio(self, path: Tensor) -> Tensor:
+        return self.density.log_prob(path[0])
+
+    def reverse_path(self, z: Tensor) -> Tensor:
+        return z[None]
+
+    def log_bound(self, z: Tensor, levels: int | None = None) -> Tensor:
+        return self.density.log_prob(z)
 
 
 class Posterior(nn.Module, abc.ABC):

@@ -133,7 +133,7 @@ class DiffusionPosterior(Posterior):
         denoiser_size: width of the denoiser's layers.
         denoiser_layers: their number.
         covariance: of the steps, "diagonal" or "full"; "auto" takes full ones for up to 4 dimensions.
-        prior: a prior whose own denoiser E[z_0 | z_t] is given to the network as an input, for D = 2; None without.
+        prior_denoiser: a prior whose own denoiser E[z_0 | z_t] is given to the network as an input, for D = 2.
     """
 
     levels: Tensor
@@ -148,13 +148,15 @@ class DiffusionPosterior(Posterior):
         denoiser_size: int = 128,
         denoiser_layers: int = 3,
         covariance: str = "auto",
-        prior: Prior | None = None,
+        prior_denoiser: Prior | None = None,
     ) -> None:
         super().__init__(encoder, latent_size, labels)
         self.noise = NoisingProcess(steps, noise)
         self.register_buffer("levels", torch.arange(1, steps + 1), persistent=False)
         self.anchor = GaussianHead(self.features, latent_size)
-        self.prior_denoiser = PriorDenoiser(prior, self.noise) if prior is not None and latent_size == 2 else None
+        self.prior_denoiser: PriorDenoiser | None = None
+        if prior_denoiser is not None and latent_size == 2:
+            self.prior_denoiser = PriorDenoiser(prior_denoiser, self.noise)
         known = 4 if self.prior_denoiser else 2
         full = covariance == "full" or (covariance == "auto" and 1 < latent_size <= 4)
         self.couplings = latent_size * (latent_size - 1) // 2 if full else 0

@@ -17,7 +17,7 @@ import zuko
 from torch import Tensor, nn
 
 from ddvi.gaussians import DiagonalGaussian
-from ddvi.posteriors.base import Conditional, Draw, Posterior
+from ddvi.posteriors.base import ExplicitConditional, Posterior
 from ddvi.posteriors.gaussian import GaussianHead
 
 
@@ -53,8 +53,7 @@ class FlowDensity:
 
     def draw(self, sample_shape: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
         """z (*sample_shape, *batch_shape, D) and log q(z | x), one pass a layer."""
-        z = self.base.sample(sample_shape)
-        log_prob = self.base.log_prob(z)
+        z, log_prob = self.base.draw(sample_shape)
         for transform in self.transforms:
             z, log_determinant = transform.call_and_ladj(z)
             log_prob = log_prob - log_determinant
@@ -67,27 +66,6 @@ class FlowDensity:
             z, contribution = transform.inv.call_and_ladj(z)
             log_determinant = log_determinant + contribution
         return self.base.log_prob(z) + log_determinant
-
-
-@final
-class FlowConditional(Conditional):
-    """A flow as q(z | x)."""
-
-    def __init__(self, density: FlowDensity) -> None:
-        self.density = density
-
-    def draw(self, sample_shape: tuple[int, ...] = ()) -> Draw:
-        z, log_prob = self.density.draw(sample_shape)
-        return Draw(z, log_prob, z[None])
-
-    def log_ratio(self, path: Tensor) -> Tensor:
-        return self.density.log_prob(path[0])
-
-    def reverse_path(self, z: Tensor) -> Tensor:
-        return z[None]
-
-    def log_bound(self, z: Tensor, levels: int | None = None) -> Tensor:
-        return self.density.log_prob(z)
 
 
 @final
@@ -106,5 +84,5 @@ class FlowPosterior(Posterior):
         self.context = nn.Linear(self.features, context_size)
         self.flow = ConditionalFlow(context_size, latent_size, flow_layers)
 
-    def condition(self, features: Tensor) -> FlowConditional:
-        return FlowConditional(self.flow(self.context(features)))
+    def condition(self, features: Tensor) -> ExplicitConditional:
+        return ExplicitConditional(self.flow(self.context(features)))

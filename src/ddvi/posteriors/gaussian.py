@@ -12,7 +12,7 @@ from typing import final
 from torch import Tensor, nn
 
 from ddvi.gaussians import DiagonalGaussian
-from ddvi.posteriors.base import LARGEST_LOG_VARIANCE, VARIANCE_FLOOR, Conditional, Draw, Posterior
+from ddvi.posteriors.base import LARGEST_LOG_VARIANCE, VARIANCE_FLOOR, ExplicitConditional, Posterior
 
 
 class GaussianHead(nn.Linear):
@@ -27,27 +27,6 @@ class GaussianHead(nn.Linear):
 
 
 @final
-class GaussianConditional(Conditional):
-    """A diagonal Gaussian (*batch_shape, D) as q(z | x)."""
-
-    def __init__(self, gaussian: DiagonalGaussian) -> None:
-        self.gaussian = gaussian
-
-    def draw(self, sample_shape: tuple[int, ...] = ()) -> Draw:
-        z = self.gaussian.sample(sample_shape)
-        return Draw(z, self.gaussian.log_prob(z), z[None])
-
-    def log_ratio(self, path: Tensor) -> Tensor:
-        return self.gaussian.log_prob(path[0])
-
-    def reverse_path(self, z: Tensor) -> Tensor:
-        return z[None]
-
-    def log_bound(self, z: Tensor, levels: int | None = None) -> Tensor:
-        return self.gaussian.log_prob(z)
-
-
-@final
 class GaussianPosterior(Posterior):
     """q(z | x) = N(m(x), diag s(x)²), see the module."""
 
@@ -55,5 +34,5 @@ class GaussianPosterior(Posterior):
         super().__init__(encoder, latent_size, labels)
         self.head = GaussianHead(self.features, latent_size)
 
-    def condition(self, features: Tensor) -> GaussianConditional:
-        return GaussianConditional(self.head.gaussian(features))
+    def condition(self, features: Tensor) -> ExplicitConditional:
+        return ExplicitConditional(self.head.gaussian(features))

@@ -1,0 +1,53 @@
+"""The simpler model that the paper's training of a diffusion posterior starts from.
+
+Source: Piriyakulkij et al., AAAI 2025.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import final
+
+import torch
+
+from ddvi.errors import InputError
+from ddvi.model import LatentVariableModel
+from ddvi.objectives.base import Batch, Objective, Update
+from ddvi.objectives.elbo import bound_terms
+from ddvi.posteriors.diffusion import DiffusionPosterior
+
+
+@final
+@dataclass(frozen=True)
+class WarmUp(Objective):
+    """The simpler model that the paper starts from: an encoder of z_T, and a denoiser that knows the prior alone.
+
+    The ELBO through the unconditional chain trains encoder and decoder; the denoiser learns from draws of the prior.
+
+    Args:
+        kl_weight: as in `ELBO`.
+        sleep_steps: denoising steps per step on data.
+        levels: terms of the chain drawn per prior draw; all if None.
+    """
+
+    kl_weight: float = 1.0
+    sleep_steps: int = 1
+    levels: int | None = 1
+
+    def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
+        posterior = model.posterior
+        if not isinstance(posterior, DiffusionPosterior):
+            raise InputError(
+                "warm-up trains the denoiser of a diffusion posterior, and this model has none; use warmup=0"
+            )
+        draw = posterior.without_context(posterior.encode(batch.x)).draw((1,))
+        weights = model.weigh(batch.x, draw)
+        yield Update(("likelihood", "posterior"), -weights.log_weight(self.kl_weight).mean(0), bound_terms(weights))
+        for _ in range(self.sleep_steps):
+            with torch.no_grad():
+                z = model.prior.sample((len(batch.x),))
+                # These draws have nothing to do with the data: the start, which depends on x, must not learn from them.
+                conditional = posterior.without_context(posterior.encode(batch.x))
+            loss = -conditional.log_bound(z, self.levels)
+            yield Update(("posterior",), loss, {"sleep": loss})
