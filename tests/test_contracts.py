@@ -83,10 +83,12 @@ def test_draws_and_weights_have_their_shapes_and_are_finite(method, kind, latent
     assert weights.log_likelihood.shape == weights.log_prior.shape == draw.log_ratio.shape == (4, BATCH)
     assert weights.log_likelihood.isfinite().all()
     assert weights.log_prior.isfinite().all()
-    z, fantasy = model.fantasise(5)
+    z, fantasy, _ = model.fantasise(5)
     assert z.shape == (5, latent_size)
     assert fantasy.shape == (5, *x.shape[1:])
     if model.posterior.has_density:
+        rescored = conditional.log_ratio(draw.path)
+        assert (rescored - draw.log_ratio).abs().max() < (1e-8 if dtype == torch.float64 else 1e-2)
         assert draw.log_ratio.isfinite().all()
         assert draw.log_ratio.requires_grad
         for score in (

@@ -87,7 +87,7 @@ def test_elbo_is_the_mean_weight(name, path_gradient):
     draw = model.posterior(batch.x).draw((4,))
     assert_loss(update, -log_weight(model, batch.x, draw, 0.35).mean(0))
     assert_loss(update, update.terms["reconstruction"] + 0.35 * update.terms["divergence"])
-    assert update.children == ("likelihood", "posterior", "prior")
+    assert update.children == ("likelihood", "posterior", "classifier", "prior")
 
 
 @posteriors
@@ -124,7 +124,7 @@ def test_wake_sleep_is_one_bound_on_data_and_sleep_steps_on_fantasies(name, leve
         bound = model.posterior(x).log_bound(z, levels)
         assert_loss(update, -0.5 * bound)
         torch.testing.assert_close(update.terms["sleep"], -bound)
-        assert update.children == ("posterior",)
+        assert update.children == ("posterior", "classifier")
         assert touches(update.loss, model.posterior)
         assert not touches(update.loss, model.likelihood), "fantasies carry no gradient to the decoder"
 
@@ -138,7 +138,7 @@ def test_the_updates_of_a_step_see_those_before():
     torch.manual_seed(5)
     sleep = next(updates)
     torch.manual_seed(5)
-    z, x = model.fantasise(7)
+    z, x, _ = model.fantasise(7)
     assert_loss(sleep, -model.posterior(x).log_bound(z))
 
 
@@ -153,7 +153,7 @@ def test_reweighted_wake_sleep_resamples_and_scores(name, sleep_weight):
         z = torch.stack([draw.z[k, n] for n, k in enumerate(chosen)])
     loss = -model.likelihood(z).log_prob(batch.x) - model.prior.log_prob(z) - model.posterior(batch.x).log_bound(z)
     if sleep_weight:
-        z, x = model.fantasise(7)
+        z, x, _ = model.fantasise(7)
         loss = loss - sleep_weight * model.posterior(x).log_bound(z)
     assert_loss(update, loss)
     assert ("sleep" in update.terms) == (sleep_weight > 0)

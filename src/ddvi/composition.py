@@ -16,8 +16,9 @@ from ddvi.errors import InputError
 from ddvi.methods import METHODS
 from ddvi.model import LatentVariableModel
 from ddvi.objectives.adversarial import Adversarial
-from ddvi.objectives.base import Objective
+from ddvi.objectives.base import DataObjective, Objective
 from ddvi.objectives.elbo import ELBO, ImportanceWeighted
+from ddvi.objectives.semi_supervised import SemiSupervised
 from ddvi.objectives.wake_sleep import ReweightedWakeSleep, WakeSleep
 from ddvi.objectives.warm_up import WarmUp
 from ddvi.priors import make_prior
@@ -110,15 +111,21 @@ def build_model(settings: Settings, observations: Observations, train_x: Tensor 
     method = METHODS[settings.method]
     available = settings.as_dict() | {"prior_denoiser": prior if settings.prior_denoiser else None}
     options: dict[str, Any] = {name: available[name] for name in method.takes}
-    posterior = method.posterior_class()(encoder, settings.latent_size, **options)
-    discriminator = None
-    if not posterior.has_density:
+    posterior_class = method.posterior_class()
+    labels = observations.parts if settings.semi_supervised else 0
+    if not posterior_class.has_density:
+        posterior = posterior_class(encoder, settings.latent_size, **options)
+        seen = settings.latent_size + (labels + 1 if labels else 0)
         size = settings.hidden_size
-        discriminator = nn.Sequential(networks.mlp(settings.latent_size, (size, size), 1), nn.Flatten(-2))
+        judge = nn.Sequential(networks.mlp(seen, (size, size), 1), nn.Flatten(-2))
+        extra: dict[str, nn.Module] = {"discriminator": judge}
+    else:
+        posterior = posterior_class(encoder, settings.latent_size, labels, **options)
+        extra = {"classifier": nn.Linear(posterior.features, labels)} if labels else {}
     prepare = _preprocessing(observations)
     if isinstance(prepare, preprocessing.Standardise) and train_x is not None:
         prepare.fit(train_x)
-    return LatentVariableModel(prior, _likelihood(decoder, observations), posterior, prepare, discriminator)
+    return LatentVariableModel(prior, _likelihood(decoder, observations), posterior, prepare, **extra)
 
 
 def make_objective(settings: Settings) -> Objective:
@@ -147,6 +154,8 @@ def make_objective(settings: Settings) -> Objective:
 def make_phases(settings: Settings) -> list[Phase]:
     """Training from its first to its last epoch: warm-up, a frozen decoder, then everything."""
     objective = make_objective(settings)
+    if settings.semi_supervised and isinstance(objective, DataObjective):
+        objective = SemiSupervised(objective, settings.classifier_weight)
     warm, frozen = settings.warmup, settings.freeze_decoder
     phases = [
         Phase(warm, WarmUp(settings.kl_weight)),

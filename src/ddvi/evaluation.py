@@ -19,6 +19,7 @@ from ddvi.data import Dataset
 from ddvi.evidence import exact_log_likelihood
 from ddvi.model import LatentVariableModel
 from ddvi.preprocessing import Dequantise
+from ddvi.priors import Prior, as_prior
 from ddvi.randomness import derive_seed, generator, seeded
 
 _FIXED_SEED = 0
@@ -67,6 +68,7 @@ def evaluate(
     *,
     quick: bool = False,
     seed: int = 0,
+    semi_supervised: bool = False,
     report: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Every measure that applies to the model on the data set's test part.
@@ -76,6 +78,7 @@ def evaluate(
         dataset: test part read here; the training part only for the neighbours' labels.
         quick: cap examples, draws and nodes.
         seed: of the draws, not of the data.
+        semi_supervised: whether the model has learnt from labels, and is to be judged as a classifier too.
         report: told what is being computed.
 
     Returns:
@@ -97,6 +100,9 @@ def evaluate(
             metrics |= _gaps(model, x, metrics, effort)
         per_example = metrics.pop("_log_likelihood", None)
         metrics |= _bits_per_dimension(model, x, per_example)
+        if semi_supervised:
+            tell("classification")
+            metrics |= classification(model, dataset, x, effort)
         tell("latent space")
         z = latents(model, raw, seed)
         metrics |= _latent_measures(model, dataset, z, effort, seed)
@@ -117,7 +123,7 @@ def latents(model: LatentVariableModel, raw: Tensor, seed: int = 0) -> Tensor:
     """One draw from q(z|x) for each row of raw data (N, *event): (N, D), on the CPU."""
     model.eval()
     with seeded(seed, "latents"):
-        parts = [model.posterior(model.preprocessing(_on_device(model, part))).draw().z for part in raw.split(_CHUNK)]
+        parts = [model.latent(model.preprocessing(_on_device(model, part))) for part in raw.split(_CHUNK)]
     return torch.cat(parts).cpu()
 
 
@@ -186,17 +192,15 @@ def _log_likelihood(
 def _gaps(model: LatentVariableModel, x: Tensor, metrics: dict[str, Any], effort: Effort) -> dict[str, Any]:
     """What the bound loses, on all examples, and KL(q(z|x) ‖ p(z|x)), on the first few."""
     inference_gap = metrics["log_likelihood"] - metrics["elbo"]
-    if not model.posterior(x[:1]).auxiliaries:
+    if model.classifier is None and not model.posterior(x[:1]).auxiliaries:
         return {"inference_gap": inference_gap, "marginal_gap": inference_gap}
     gaps = []
     for start in range(0, min(effort.gap_examples, len(x)), 10):
         part = x[start : start + 10]
-        conditional = model.posterior(part)
-        draw = conditional.draw((effort.gap_draws,))
-        log_q, _ = conditional.log_prob(draw.z, effort.gap_auxiliary_draws)
-        weights = model.weigh(part, draw)
+        z = torch.stack([model.latent(part) for _ in range(effort.gap_draws)])
+        log_q = model.log_posterior(part, z, effort.gap_auxiliary_draws)
         # KL = E_q[ log q(z|x) − log p(x, z) ] + log p(x)
-        gaps.append((log_q - weights.log_likelihood - weights.log_prior).double().mean(0))
+        gaps.append((log_q - model.likelihood.log_prob(part, z) - model.prior.log_prob(z)).double().mean(0))
     gap = torch.cat(gaps)
     gap = gap + metrics["_log_likelihood"][: len(gap)]
     return {
@@ -206,6 +210,58 @@ def _gaps(model: LatentVariableModel, x: Tensor, metrics: dict[str, Any], effort
         "marginal_gap_auxiliary_draws": effort.gap_auxiliary_draws,
         "marginal_gap_examples": len(gap),
     }
+
+
+def classification(model: LatentVariableModel, dataset: Dataset, x: Tensor, effort: Effort) -> dict[str, Any]:
+    """Accuracy, calibration and confusion of argmax q(l|x), and for D = 2 the exact log p(x, l) at the true label."""
+    if dataset.test_y is None:
+        return {}
+    known = (dataset.test_y[: len(x)] >= 0).nonzero()[:, 0]
+    labels = dataset.test_y[known]
+    probability = torch.cat([model.classify(part).exp().cpu() for part in x[known.to(x.device)].split(_CHUNK)])
+    confidence, guess = probability.max(-1)
+    classes = len(dataset.classes)
+    confusion = torch.zeros(classes, classes, dtype=torch.int64)
+    confusion.index_put_((labels, guess), torch.ones_like(labels), accumulate=True)
+    metrics = {
+        **_mean_and_error("accuracy", (guess == labels).double()),
+        "calibration_error": calibration_error(confidence, guess == labels),
+        "confusion_matrix": confusion.tolist(),
+    }
+    if model.posterior.latent_size == 2:
+        joint = torch.cat(
+            [
+                exact_log_likelihood(
+                    as_prior(_Part(model.prior, label)), model.likelihood, x[known][labels == label], nodes=effort.nodes
+                ).log_likelihood
+                for label in range(classes)
+                if (labels == label).any()
+            ]
+        )
+        metrics |= _mean_and_error("joint_log_likelihood", joint - math.log(model.prior.parts or 1))
+    return metrics
+
+
+class _Part:
+    """p(z | l) as a prior of its own."""
+
+    def __init__(self, prior: Prior, label: int) -> None:
+        self.prior = prior
+        self.label = label
+
+    def sample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
+        return self.prior.sample(sample_shape, torch.tensor(self.label))
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        return self.prior.log_prob(z, torch.tensor(self.label, device=z.device))
+
+
+def calibration_error(confidence: Tensor, right: Tensor, bins: int = 15) -> float:
+    """Expected calibration error: Σ_bins share · |accuracy − mean confidence|, equal widths (Guo et al. 2017)."""
+    bin_of = (confidence * bins).long().clamp_max(bins - 1)
+    size = torch.bincount(bin_of, minlength=bins).double()
+    excess = torch.bincount(bin_of, weights=confidence.double() - right.double(), minlength=bins)
+    return float(excess.abs().sum() / size.sum())
 
 
 def _bits_per_dimension(model: LatentVariableModel, x: Tensor, log_likelihood: Tensor | None) -> dict[str, Any]:

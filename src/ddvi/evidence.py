@@ -4,7 +4,11 @@ The nodes are a square lattice over the region where the prior has mass. Sums ov
 smooth integrands once its spacing is about the integrand's width, so the lattice is doubled until the evidence stands
 still: first by the centres of its cells, then by the middles of their edges, which makes a square lattice of half the
 spacing, and so on. Every doubling cancels the leading error of the one before, so the change that it makes bounds the
-error that was left. Examples that stand still leave; cells in which no remaining example has mass are dropped.
+error that was left, once the lattice resolves the posterior: the sums of old and new nodes may agree by accident where
+a few nodes hold everything (four do, evenly, around a narrow peak midway between them), so an example is done when it
+stands still and none of its nodes holds a fifth of it. The lattice is turned, so that a posterior that is narrow along
+one axis doesn't fall between its rows. Examples that are done leave; cells that matter to none of the others are
+dropped.
 """
 
 from __future__ import annotations
@@ -23,6 +27,9 @@ from ddvi.randomness import generator
 
 _NEGLIGIBLE_PRIOR = -40.0  # log density against the highest: an outlier may gain that much in likelihood
 _NEGLIGIBLE_WEIGHT = -20.0  # log share of an example's evidence
+_NEGLIGIBLE_UNRESOLVED = -200.0  # the same where the lattice is too coarse to tell
+_LARGEST_SHARE = 0.2  # of one node, where the lattice resolves the posterior
+_ANGLE = math.pi / 8  # of the lattice: as far from its axes as from its diagonals, and its tangent is irrational
 _PROBE_SIDE = 256
 _ENTRIES_AT_ONCE = 5_000_000  # of the table examples × nodes: what stays in a processor's cache is fastest
 
@@ -33,7 +40,7 @@ class Evidence(NamedTuple):
     log_likelihood: Tensor
     """(N,), nats."""
     change: Tensor
-    """(N,), by how much the last doubling of the nodes moved it, nats."""
+    """(N,), by how much the last doubling of the nodes moved it, nats; infinite where they don't resolve p(z|x)."""
     nodes: int
     """Nodes at which the likelihood was evaluated."""
 
@@ -46,7 +53,7 @@ def exact_log_likelihood(
     *,
     tolerance: float = 0.01,
     nodes: int = 50_000,
-    doublings: int = 8,
+    doublings: int = 12,
     report: Callable[[str], None] | None = None,
 ) -> Evidence:
     """log p_θ(x) of every example.
@@ -55,7 +62,7 @@ def exact_log_likelihood(
         prior: p(z) with D = 2.
         likelihood: p_θ(x | z), in evaluation mode.
         x: (N, *event).
-        tolerance: an example is done when a doubling moves it by less than this, in nats.
+        tolerance: an example whose posterior is resolved is done when a doubling moves it by less than this, in nats.
         nodes: of the first lattice, about.
         doublings: the most that are made; what is left by then shows in `change`.
         report: told about each doubling.
@@ -67,24 +74,29 @@ def exact_log_likelihood(
         raise InputError(f"quadrature needs a latent space of 2 dimensions, not {tuple(prior.event_shape)}")
     corner, spacing, cells = _lattice(prior, x, nodes)
     total = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
-    value, change = total.clone(), torch.full_like(total, math.inf)
+    largest, value, change = total.clone(), total.clone(), torch.full_like(total, math.inf)
     active = torch.arange(len(x), device=x.device)
+    resolved = torch.zeros_like(active, dtype=torch.bool)
     evaluated, copies = 0, 0
     for doubling, offsets in zip(range(doublings + 1), _offsets(), strict=False):
         kept = torch.zeros_like(cells)
         index = cells.nonzero()
+        limit = torch.where(resolved, _NEGLIGIBLE_WEIGHT, _NEGLIGIBLE_UNRESOLVED)[active]
         for offset in offsets:
-            z = corner + (index + torch.tensor(offset, device=x.device)) * spacing
-            estimate = value[active] - 2 * math.log(spacing)
-            sums, best = _accumulate(prior, likelihood, x[active], z, estimate)
+            z = _turned(corner + (index + torch.tensor(offset, device=x.device)) * spacing)
+            level = value[active] - 2 * math.log(spacing) + limit
+            sums, peaks, places, matters = _accumulate(prior, likelihood, x[active], z, level)
             total[active] = torch.logaddexp(total[active], sums)
-            kept[tuple(index.T)] |= best > _NEGLIGIBLE_WEIGHT
+            largest[active] = torch.maximum(largest[active], peaks)
+            matters[places] = True  # however far a narrow peak is from these nodes, it is near the best of them
+            kept[tuple(index.T)] |= matters
             evaluated += len(z)
         copies += len(offsets)
         latest = total[active] + 2 * math.log(spacing) - math.log(copies)
         change[active] = (latest - value[active]).abs()
         value[active] = latest
-        moving = change[active] > tolerance
+        resolved = largest - total < math.log(_LARGEST_SHARE)
+        moving = (change[active] > tolerance) | ~resolved[active]
         if report:
             report(f"{evaluated:,} nodes, {int(moving.sum()):,} of {len(x):,} examples still move")
         if not moving.any():
@@ -92,24 +104,32 @@ def exact_log_likelihood(
         active = active[moving]
         if doubling:  # the first pass has no estimate to compare with
             cells = torch.nn.functional.max_pool2d(kept[None, None].float(), 3, 1, 1)[0, 0] > 0
+    change[~resolved] = math.inf
     return Evidence(value, change, evaluated)
 
 
-def _accumulate(prior: Prior, likelihood: Likelihood, x: Tensor, z: Tensor, estimate: Tensor) -> tuple[Tensor, Tensor]:
-    """log Σ_m p(z_m) p(x|z_m) for each x, and each node's largest log share of an example's estimate of that sum."""
-    total = torch.full_like(estimate, -math.inf)
-    best = []
+def _accumulate(
+    prior: Prior, likelihood: Likelihood, x: Tensor, z: Tensor, level: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """log Σ_m p(z_m) p(x|z_m) for each x, its largest term and that one's node, and which nodes exceed a level."""
+    total = torch.full_like(level, -math.inf)
+    largest, places = total.clone(), torch.zeros_like(level, dtype=torch.long)
+    matters, start = [], 0
     for part in z.split(min(4096, max(64, _ENTRIES_AT_ONCE // len(x)))):
         part = part.to(next(likelihood.parameters(), z).dtype)
         joint = likelihood.pairwise_log_prob(x, part) + prior.log_prob(part)
         total = torch.logaddexp(total, joint.logsumexp(1).double())
-        best.append((joint - estimate[:, None].to(joint.dtype)).amax(0))
-    return total, torch.cat(best)
+        peak, place = joint.max(1)
+        places = torch.where(peak > largest, place + start, places)
+        largest = torch.maximum(largest, peak.double())
+        matters.append((joint - level[:, None].to(joint.dtype)).amax(0) > 0)
+        start += len(part)
+    return total, largest, places, torch.cat(matters)
 
 
 def _lattice(prior: Prior, x: Tensor, nodes: int) -> tuple[Tensor, float, Tensor]:
     """Corner, spacing and the mask of cells of a lattice with about `nodes` cells where the prior has mass."""
-    draws = prior.sample((10_000,), generator=generator(0, "lattice", device=x.device)).double()
+    draws = _turned(prior.sample((10_000,), generator=generator(0, "lattice", device=x.device)).double(), -1)
     low, high = draws.amin(0), draws.amax(0)
     low, high = low - 0.5 * (high - low), high + 0.5 * (high - low)
     side = float((high - low).max())
@@ -121,14 +141,20 @@ def _lattice(prior: Prior, x: Tensor, nodes: int) -> tuple[Tensor, float, Tensor
 
 
 def _mass(prior: Prior, corner: Tensor, spacing: float, count: int) -> Tensor:
-    """Which of count × count cells have prior mass at their corner or centre, or touch one that has."""
+    """Which of count × count cells have prior mass at their corner, or touch one that has."""
     steps = torch.arange(count, device=corner.device, dtype=corner.dtype)
     rows = torch.cartesian_prod(steps, steps)
     dtype = prior.sample((1,), generator=generator(0, device=corner.device)).dtype
-    log_density = [prior.log_prob((corner + part * spacing).to(dtype)) for part in rows.split(1 << 16)]
+    log_density = [prior.log_prob(_turned(corner + part * spacing).to(dtype)) for part in rows.split(1 << 16)]
     values = torch.cat(log_density).view(1, 1, count, count)
     mask = (values > values.max() + _NEGLIGIBLE_PRIOR).float()
     return torch.nn.functional.max_pool2d(mask, 3, 1, 1)[0, 0] > 0
+
+
+def _turned(z: Tensor, sign: int = 1) -> Tensor:
+    """From the lattice's coordinates (N, 2) to the latent space's, or with sign −1 back."""
+    cosine, sine = math.cos(_ANGLE), sign * math.sin(_ANGLE)
+    return torch.stack([cosine * z[:, 0] - sine * z[:, 1], sine * z[:, 0] + cosine * z[:, 1]], 1)
 
 
 def _offsets() -> Iterator[list[tuple[float, float]]]:

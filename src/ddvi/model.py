@@ -5,6 +5,10 @@
     log w = log p_θ(x | z) + log p(z) + log r(a | z) − log q_φ(z, a | x),    (z, a) ~ q
 
 Its mean is the evidence lower bound; log-mean-exp over K draws is the importance-weighted bound (Burda et al. 2016).
+
+With labels l, of which only some are known, p_θ(x, z, l) = p(l) p(z | l) p_θ(x | z), p(l) uniform, and
+q_φ(z, a, l | x) = q_φ(l | x) q_φ(z, a | x, l): log w gains log p(l), and where l isn't known the sum over labels is
+taken exactly, in one batched pass (Kingma et al. 2014).
 """
 
 from __future__ import annotations
@@ -21,13 +25,33 @@ from ddvi.preprocessing import AsIs, Preprocessing
 from ddvi.priors import Prior
 
 
+class View(NamedTuple):
+    """What the posterior makes of a batch of B observations, before it draws."""
+
+    features: Tensor
+    """(*labels, B, features); `labels` is () or, where the sum over labels is to be taken, (C,)."""
+    label: Tensor | None
+    """Labels that broadcast to (*labels, B), or None in a model without any."""
+    log_label: Tensor | None
+    """log q(l | x) of these labels, (*labels, B), or None in a model without any."""
+
+    @property
+    def summed(self) -> bool:
+        """Whether the sum over labels is to be taken."""
+        return self.features.dim() == 3
+
+    def average(self, value: Tensor) -> Tensor:
+        """Σ_l q(l|x) value_l of (*, C, B) where the sum is to be taken; else the value itself."""
+        return value if self.log_label is None or not self.summed else (self.log_label.exp() * value).sum(-2)
+
+
 class Weights(NamedTuple):
     """The parts of log w, each (*sample_shape, *batch_shape), in nats."""
 
     log_likelihood: Tensor
     """log p_θ(x | z)."""
     log_prior: Tensor
-    """log p(z)."""
+    """log p(z), with labels log p(l) + log p(z | l)."""
     log_ratio: Tensor
     """log q_φ(z, a | x) − log r(a | z)."""
 
@@ -44,7 +68,8 @@ class LatentVariableModel(nn.Module):
         likelihood: p_θ(x | z).
         posterior: q_φ(z, a | x).
         preprocessing: from data as stored to x; by default x is the data.
-        discriminator: from z (*, D) to one logit (*,), for adversarial training.
+        discriminator: from what `Adversarial` shows it to one logit, for adversarial training.
+        classifier: from the posterior's features (B, features) to logits (B, C) of q(l | x), for labels.
     """
 
     def __init__(
@@ -54,6 +79,7 @@ class LatentVariableModel(nn.Module):
         posterior: Posterior,
         preprocessing: Preprocessing | None = None,
         discriminator: nn.Module | None = None,
+        classifier: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.prior = prior
@@ -61,26 +87,86 @@ class LatentVariableModel(nn.Module):
         self.posterior = posterior
         self.preprocessing = preprocessing or AsIs()
         self.discriminator = discriminator
+        self.classifier = classifier
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Trainable parameters by the name of the child that holds them; children without any are left out."""
         groups = {name: [p for p in child.parameters() if p.requires_grad] for name, child in self.named_children()}
         return {name: parameters for name, parameters in groups.items() if parameters}
 
-    def weigh(self, x: Tensor, draw: Draw) -> Weights:
+    def view(self, x: Tensor, label: Tensor | None = None) -> View:
+        """Run the encoder once on x (B, *event), with known labels (B,) or, in a model with labels, for all of them."""
+        features = self.posterior.encode(x)
+        if self.classifier is None:
+            return View(features, None, None)
+        log_label = self.classifier(features).log_softmax(-1).T
+        if label is None:
+            label = torch.arange(len(log_label), device=x.device)[:, None]
+        else:
+            log_label = log_label.gather(0, label[None])[0]
+        return View(self.posterior.with_label(features, label), label, log_label)
+
+    def classify(self, x: Tensor) -> Tensor:
+        """log q(l | x) of x (B, *event): (B, C); without a classifier log p(l | z) at the encoded z."""
+        if self.classifier is not None:
+            return self.classifier(self.posterior.encode(x)).log_softmax(-1)
+        z = self.posterior(x).draw().z
+        every = torch.arange(self.prior.parts or 1, device=x.device)[:, None]
+        return self.prior.log_prob(z[None], every).log_softmax(0).T
+
+    def weigh(self, x: Tensor, draw: Draw, label: Tensor | None = None) -> Weights:
         """The parts of log w for draws of the posterior given x (B, *event)."""
-        return Weights(self.likelihood.log_prob(x, draw.z), self.prior.log_prob(draw.z), draw.log_ratio)
+        log_prior = self.prior.log_prob(draw.z, label)
+        if label is not None:
+            log_prior = log_prior - math.log(self.prior.parts or 1)
+        return Weights(self.likelihood.log_prob(x, draw.z), log_prior, draw.log_ratio)
 
     def log_weights(self, x: Tensor, samples: int) -> Tensor:
-        """log w of `samples` draws for each of x (B, *event): (samples, B). Their mean is the ELBO."""
-        return self.weigh(x, self.posterior(x).draw((samples,))).log_weight()
+        """The single-sample bounds of `samples` draws for each of x (B, *event): (samples, B). Their mean is the ELBO.
+
+        Where labels are summed over: Σ_l q(l|x) ( log w_l − log q(l|x) ).
+        """
+        view, log_weight = self._candidates(x, samples)
+        return view.average(log_weight if view.log_label is None else log_weight - view.log_label)
 
     def importance_weighted_bound(self, x: Tensor, samples: int) -> Tensor:
-        """log 1/K Σ_k w_k ≤ log p_θ(x) in expectation, (B,), in nats."""
-        return self.log_weights(x, samples).logsumexp(0) - math.log(samples)
+        """log Σ_l 1/K Σ_k w_{l,k} ≤ log p_θ(x) in expectation, (B,), in nats; one term without labels."""
+        view, log_weight = self._candidates(x, samples)
+        bound = log_weight.logsumexp(0) - math.log(samples)
+        return bound.logsumexp(0) if view.summed else bound
+
+    def latent(self, x: Tensor) -> Tensor:
+        """One draw z ~ q(z | x) of x (B, *event), the label drawn first where there is one: (B, D)."""
+        features = self.posterior.encode(x)
+        if self.classifier is not None:
+            logits = self.classifier(features)
+            label = torch.distributions.Categorical(logits=logits, validate_args=False).sample()
+            features = self.posterior.with_label(features, label)
+        return self.posterior.condition(features).draw().z
+
+    def log_posterior(self, x: Tensor, z: Tensor, samples: int) -> Tensor:
+        """log q(z | x) of z (S, B, D): (S, B), by `samples` draws of auxiliary variables, see `Conditional.log_prob`.
+
+        With labels, log Σ_l q(l|x) q(z | x, l).
+        """
+        view = self.view(x)
+        conditional = self.posterior.condition(view.features)
+        if view.log_label is None:
+            return conditional.log_prob(z, samples)[0]
+        every = z.unsqueeze(-3).expand(*z.shape[:-2], len(view.features), *z.shape[-2:])
+        return (conditional.log_prob(every, samples)[0] + view.log_label).logsumexp(-2)
 
     @torch.no_grad()
-    def fantasise(self, count: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """z ~ p(z) (count, D) and x ~ p_θ(x | z) (count, *event), without gradient."""
-        z = self.prior.sample((count,), generator=generator)
-        return z, self.likelihood(z).sample().to(z.dtype)  # categories are drawn as integers
+    def fantasise(self, count: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """z ~ p(z) (count, D), x ~ p_θ(x | z) (count, *event) and, with labels, z's own (count,); without gradient."""
+        label = None
+        if self.classifier is not None and self.prior.parts:
+            device = next(self.parameters()).device
+            label = torch.randint(self.prior.parts, (count,), generator=generator, device=device)
+        z = self.prior.sample((count,), label=label, generator=generator)
+        return z, self.likelihood(z).sample().to(z.dtype), label  # categories are drawn as integers
+
+    def _candidates(self, x: Tensor, samples: int) -> tuple[View, Tensor]:
+        view = self.view(x)
+        draw = self.posterior.condition(view.features).draw((samples,))
+        return view, self.weigh(x, draw, view.label).log_weight()

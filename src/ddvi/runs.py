@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ddvi.composition import Observations
     from ddvi.data import Dataset
     from ddvi.model import LatentVariableModel
+    from ddvi.objectives.base import Labelled
     from ddvi.training import Listener, Trainer
 
 FREE_ON_EVALUATION = {"evaluation", "device", "threads", "data_root"}
@@ -79,6 +80,10 @@ def _train(settings: Settings, resume: bool, listener: Listener | None) -> dict[
             say(f"{name}={value}, for want of data")
     rows, held_out = data.split_validation(dataset, fitted.validation, settings.seed)
     train_x, validation_x = dataset.train_x[rows], dataset.train_x[held_out] if len(held_out) else None
+    labelled = None
+    if settings.semi_supervised:
+        labelled = _labelled(dataset, rows, settings)
+        say(f"{len(labelled.label)} labels are seen")
     with seeded(settings.seed, "model"):
         model = build_model(settings, observations, train_x)
     schedule = Schedule(
@@ -90,7 +95,7 @@ def _train(settings: Settings, resume: bool, listener: Listener | None) -> dict[
         settings.seed,
     )
     watcher = _HistoryWriter(folder, listener)
-    trainer = Trainer(model, schedule, train_x, validation_x, folder / CHECKPOINT, fabric, watcher)
+    trainer = Trainer(model, schedule, train_x, validation_x, folder / CHECKPOINT, fabric, watcher, labelled)
     watcher.trainer = trainer
     if not resume:
         for name in (METRICS, WEIGHTS, CHECKPOINT, HISTORY):
@@ -101,6 +106,18 @@ def _train(settings: Settings, resume: bool, listener: Listener | None) -> dict[
     folders.write_history(folder, trainer.state.history)
     checkpoint.save(folder / WEIGHTS, model.state_dict(), facts)
     return _evaluate(settings, observations, model, dataset, len(train_x), listener)
+
+
+def _labelled(dataset: Dataset, rows: Tensor, settings: Settings) -> Labelled:
+    """The labelled examples that a semi-supervised run sees, of the training rows."""
+    import torch
+
+    from ddvi.labels import choose_labelled
+    from ddvi.objectives.base import Labelled
+
+    labels = dataset.train_y[rows] if dataset.train_y is not None else torch.full((len(rows),), -1)
+    shown = choose_labelled(labels, settings.n_labels, len(dataset.classes), settings.seed)
+    return Labelled(dataset.train_x[rows][shown], labels[shown])
 
 
 def evaluate_run(
@@ -153,7 +170,12 @@ def _evaluate(
     started = time.monotonic()
     report = (lambda what: say(f"evaluating: {what}")) if listener else None
     measures = evaluation.evaluate(
-        model, dataset, quick=settings.evaluation == "quick", seed=settings.seed, report=report
+        model,
+        dataset,
+        quick=settings.evaluation == "quick",
+        seed=settings.seed,
+        semi_supervised=settings.semi_supervised,
+        report=report,
     )
     seconds = time.monotonic() - started
     history = folders.read_history(folder)

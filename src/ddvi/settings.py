@@ -14,6 +14,9 @@ from ddvi.errors import InputError, check_name
 from ddvi.methods import ALIASES, METHODS, PAPER
 
 DATASET_ALIASES = {"cifar10": "cifar"}
+SEMI = "_semi"
+N_LABELS = {"mnist": 1000, "fashion_mnist": 1000, "cifar": 10_000, "digits": 100}
+"""Labels that a semi-supervised run sees by default."""
 
 
 def setting(
@@ -45,6 +48,9 @@ class Settings:
     clip_norm: float = setting(10.0, "largest gradient norm; 0 switches clipping off", minimum=0)
     seed: int = setting(0, "of everything random", minimum=0)
 
+    semi_supervised: bool = setting(False, "learn from n_labels labels too; said by _semi behind a method's name")
+    n_labels: int = setting(0, "labels that a semi-supervised run may see; 0 takes all that are known", minimum=0)
+    classifier_weight: float = setting(50.0, "semi-supervised: weight of log q(l|x) of labelled examples", minimum=0)
     objective: str = setting(
         "auto", "what training maximises; auto takes the method's own", choices=("auto", *OBJECTIVES)
     )
@@ -101,7 +107,8 @@ class Settings:
         if self.out:
             return Path(self.out)
         dataset = self.dataset if self.dataset in DATASETS else Path(self.dataset).stem
-        return Path("runs") / dataset / self.method / self.prior / f"seed{self.seed}"
+        suffix = SEMI * self.semi_supervised
+        return Path("runs") / f"{dataset}{suffix}" / f"{self.method}{suffix}" / self.prior / f"seed{self.seed}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values by name, in order."""
@@ -144,6 +151,16 @@ def resolve(dataset: str, method: str, prior: str, overrides: Mapping[str, str] 
     Raises:
         InputError: an unknown name or value, with the nearest right one.
     """
+    semi = method.endswith(SEMI)
+    named = dataset.removesuffix(SEMI)
+    if DATASET_ALIASES.get(named, named) in DATASETS:
+        if semi != dataset.endswith(SEMI):
+            plain = method.removesuffix(SEMI)
+            raise InputError(
+                f"'{dataset} {method}' mixes learning with and without labels; write '{named} {plain}' or"
+                f" '{named}{SEMI} {plain}{SEMI}'"
+            )
+        dataset = named
     dataset = DATASET_ALIASES.get(dataset, dataset)
     if dataset not in DATASETS and (dataset.endswith((".npz", ".npy")) or os.path.isfile(dataset)):
         dataset = os.path.abspath(os.path.expanduser(dataset))
@@ -154,12 +171,12 @@ def resolve(dataset: str, method: str, prior: str, overrides: Mapping[str, str] 
             check_name("dataset", dataset, DATASETS)
         except InputError as error:
             raise InputError(f"{error}; or give the path of a .npz or .npy file") from None
+    check_name("method", method, [name + SEMI * semi for name in (*METHODS, *ALIASES)])
+    method = method.removesuffix(SEMI)
     method = ALIASES.get(method, method)
-    if method not in METHODS:
-        check_name("method", method, [*METHODS, *ALIASES])
     check_name("prior", prior, PRIORS)
     given = {check_name("setting", name, FIELDS): value for name, value in (overrides or {}).items()}
-    for name in ("dataset", "method", "prior"):
+    for name in ("dataset", "method", "prior", "semi_supervised"):
         if name in given:
             raise InputError(
                 f"'{name}' is given by its place in the command (DATASET ALGORITHM PRIOR), not as {name}=…"
@@ -173,6 +190,8 @@ def resolve(dataset: str, method: str, prior: str, overrides: Mapping[str, str] 
     epochs = layers.get("epochs", FIELDS["epochs"].default)
     for name in {"warmup", "freeze_decoder"} & set(layers):
         layers[name] = layers[name] * values.get("epochs", epochs) // epochs  # the same share of a shorter training
+    if semi:
+        layers |= {"semi_supervised": True, "n_labels": N_LABELS.get(dataset, 0)}
     settings = Settings(**{"dataset": dataset, "method": method, "prior": prior, **layers, **values})
     if settings.objective == "auto":
         settings = dataclasses.replace(settings, objective=METHODS[method].objective)

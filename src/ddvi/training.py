@@ -25,7 +25,7 @@ from torch import Tensor
 from ddvi import checkpoint
 from ddvi.errors import InputError, TrainingError
 from ddvi.model import LatentVariableModel
-from ddvi.objectives.base import Batch, Objective, Update
+from ddvi.objectives.base import Batch, Labelled, Objective, Update
 from ddvi.randomness import generator, random_state, seeded, set_random_state
 
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
@@ -123,6 +123,8 @@ class Trainer:
         path: the checkpoint's file; None keeps none.
         fabric: device and precision; by default the CPU.
         listener: who watches.
+        labelled: raw examples (M, *event) with their labels, for semi-supervised learning; each step draws a batch of
+            them with replacement.
 
     Raises:
         InputError: a batch larger than the data.
@@ -137,6 +139,7 @@ class Trainer:
         path: Path | None = None,
         fabric: Fabric | None = None,
         listener: Listener | None = None,
+        labelled: Labelled | None = None,
     ) -> None:
         if schedule.batch_size > len(train_x):
             raise InputError(
@@ -149,6 +152,7 @@ class Trainer:
         self.schedule = schedule
         self.train_x = self.fabric.to_device(train_x)
         self.validation_x = None if validation_x is None else self.fabric.to_device(validation_x)
+        self.labelled = labelled and Labelled(*(self.fabric.to_device(part) for part in (labelled.x, labelled.label)))
         self.path = path
         self.listener = listener
         self.state = State()
@@ -211,7 +215,7 @@ class Trainer:
     def _step(self, phase: Phase, rows: Tensor, progress: float) -> None:
         lr = self.schedule.learning_rate(progress)
         with self.fabric.autocast():
-            batch = Batch(self.model.preprocessing(self.train_x[rows]), progress)
+            batch = Batch(self.model.preprocessing(self.train_x[rows]), progress, self._draw_labelled(len(rows)))
             updates = phase.objective.updates(self.model, batch)
         complaint = ""
         while True:
@@ -226,6 +230,13 @@ class Trainer:
                 break
         self._add("examples", torch.full((), float(len(rows)), dtype=torch.float64))
         self._judge(complaint)
+
+    def _draw_labelled(self, count: int) -> Labelled | None:
+        if self.labelled is None:
+            return None
+        random = generator(self.schedule.seed, "labelled", self.state.epoch, self.state.step)
+        rows = self.fabric.to_device(torch.randint(len(self.labelled.label), (count,), generator=random))
+        return Labelled(self.model.preprocessing(self.labelled.x[rows]), self.labelled.label[rows])
 
     def _apply(self, update: Update, frozen: frozenset[str], lr: float) -> bool:
         """Carry out one update, or leave it where loss or gradient isn't finite."""
@@ -296,9 +307,10 @@ class Trainer:
         with seeded(self.schedule.seed, "validation"), self.fabric.autocast():
             for part in raw.split(_VALIDATION_CHUNK):
                 x = self.model.preprocessing(part)
-                weights = self.model.weigh(x, self.model.posterior(x).draw())
-                dense = self.model.posterior.has_density
-                total += float((weights.log_weight() if dense else weights.log_likelihood).sum())
+                if self.model.posterior.has_density:
+                    total += float(self.model.log_weights(x, 1).sum())
+                else:
+                    total += float(self.model.likelihood.log_prob(x, self.model.latent(x)).sum())
         self.model.train()
         return total / len(raw)
 

@@ -1,8 +1,9 @@
 """Objectives: frozen values that yield the updates of one training step."""
 
 from ddvi.objectives.adversarial import Adversarial
-from ddvi.objectives.base import Batch, Objective, Update
+from ddvi.objectives.base import Batch, DataObjective, Labelled, Objective, Update
 from ddvi.objectives.elbo import ELBO, ImportanceWeighted
+from ddvi.objectives.semi_supervised import SemiSupervised
 from ddvi.objectives.wake_sleep import ReweightedWakeSleep, WakeSleep
 from ddvi.objectives.warm_up import WarmUp
 
@@ -10,9 +11,12 @@ __all__ = [
     "ELBO",
     "Adversarial",
     "Batch",
+    "DataObjective",
     "ImportanceWeighted",
+    "Labelled",
     "Objective",
     "ReweightedWakeSleep",
+    "SemiSupervised",
     "Update",
     "WakeSleep",
     "WarmUp",

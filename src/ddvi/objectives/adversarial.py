@@ -1,5 +1,8 @@
 """The adversarial autoencoder: reconstruction, and a discriminator that tells encoded data from draws of the prior.
 
+With labels the discriminator also sees one of C + 1 indicators, the last for "unknown": draws of the prior show their
+label half of the time, data where it has one. So the encoder learns which part of the prior belongs to which label.
+
 Source: Makhzani et al., Adversarial Autoencoders, 2015.
 """
 
@@ -9,7 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
-from torch.nn.functional import softplus
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot, softplus
 
 from ddvi.errors import InputError
 from ddvi.model import LatentVariableModel
@@ -31,12 +36,33 @@ class Adversarial(Objective):
         discriminator = model.discriminator
         if discriminator is None:
             raise InputError("adversarial training needs a model with a discriminator; build it with method=aae")
-        z = model.posterior(batch.x).draw().z
+        count, parts = len(batch.x), 0
+        # Data without labels first, then as much with them; in the loss of an example the two are averaged.
+        x, labels, label = batch.x, None, None
+        if batch.labelled is not None:
+            parts = model.prior.parts or 1
+            label = torch.randint(parts, (count,), device=x.device)
+            x = torch.cat([x, batch.labelled.x])
+            labels = torch.cat([torch.full_like(label, parts), batch.labelled.label])
+        z = model.posterior(x).draw().z
+        drawn = model.prior.sample((count,), label=label)
+        if label is not None:
+            hidden = torch.rand(count, device=x.device) < 0.5
+            label = label.masked_fill(hidden, parts)
+
+        def averaged(value: Tensor) -> Tensor:
+            return value.view(-1, count).mean(0)
+
         # −log D(prior) − log(1 − D(encoded)), with D the sigmoid of the discriminator's logit.
-        real = discriminator(model.prior.sample((len(batch.x),)))
-        loss = softplus(-real) + softplus(discriminator(z.detach()))
+        real = softplus(-discriminator(_shown(drawn, label, parts)))
+        loss = real + averaged(softplus(discriminator(_shown(z.detach(), labels, parts))))
         yield Update(("discriminator",), loss, {"discrimination": loss})
-        reconstruction = -model.likelihood.log_prob(batch.x, z)
-        fooling = softplus(-discriminator(z))
+        reconstruction = averaged(-model.likelihood.log_prob(x, z))
+        fooling = averaged(softplus(-discriminator(_shown(z, labels, parts))))
         terms = {"reconstruction": reconstruction, "fooling": fooling}
         yield Update(("likelihood", "posterior"), reconstruction + self.weight * fooling, terms)
+
+
+def _shown(z: Tensor, label: Tensor | None, parts: int) -> Tensor:
+    """What the discriminator sees of z (N, D): with labels (N,), of which `parts` says unknown, (N, D + parts + 1)."""
+    return z if label is None else torch.cat([z, one_hot(label, parts + 1).to(z.dtype)], -1)

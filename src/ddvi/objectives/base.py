@@ -12,6 +12,16 @@ from ddvi.model import LatentVariableModel
 
 
 @dataclass(frozen=True)
+class Labelled:
+    """Observations whose label is known."""
+
+    x: Tensor
+    """(B, *event)."""
+    label: Tensor
+    """(B,), integers 0 … C − 1."""
+
+
+@dataclass(frozen=True)
 class Batch:
     """What a training step sees."""
 
@@ -19,6 +29,8 @@ class Batch:
     """Observations (B, *event)."""
     progress: float = 1.0
     """How much of training is over, 0 … 1, for weights that change on the way."""
+    labelled: Labelled | None = None
+    """In semi-supervised learning as many again, with their labels."""
 
 
 @dataclass(frozen=True)
@@ -39,3 +51,20 @@ class Objective(abc.ABC):
     @abc.abstractmethod
     def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
         """The updates of one step, in order: each is carried out before the next one is computed."""
+
+
+@dataclass(frozen=True)
+class DataObjective(Objective):
+    """An objective whose first update is one loss on data, where a label may be known or not."""
+
+    @abc.abstractmethod
+    def loss(
+        self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float = 1.0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss (B,) of x (B, *event) and its named terms; in a model with labels, None is the sum over all of them."""
+
+
+def data_update(objective: DataObjective, model: LatentVariableModel, batch: Batch) -> Update:
+    """The update that `objective.loss` makes of a batch without labels."""
+    loss, terms = objective.loss(model, batch.x, None, batch.progress)
+    return Update(("likelihood", "posterior", "classifier", "prior"), loss, terms)

@@ -1,7 +1,11 @@
 """The evidence lower bound and the importance-weighted bound, differentiated through the draws.
 
-ELBO = E_q [ log p_θ(x|z) + kl_weight ( log p(z) + log r(a|z) − log q_φ(z,a|x) ) ]
-IW_K = E_q [ log 1/K Σ_k exp( the same bracket ) ]
+    ELBO = E_q [ log p_θ(x|z) + kl_weight ( log p(z) + log r(a|z) − log q_φ(z,a|x) ) ]
+    IW_K = E_q [ log 1/K Σ_k exp( the same bracket ) ]
+
+Where labels are summed over, with ELBO_l and IW_l the same given the label and with log p(l) in the bracket:
+
+    ELBO = Σ_l q(l|x) ( ELBO_l − kl_weight log q(l|x) ),    IW_K = log Σ_l exp IW_l
 """
 
 from __future__ import annotations
@@ -13,14 +17,23 @@ from typing import final
 
 from torch import Tensor
 
-from ddvi.model import LatentVariableModel, Weights
-from ddvi.objectives.base import Batch, Objective, Update
+from ddvi.model import LatentVariableModel, View, Weights
+from ddvi.objectives.base import Batch, DataObjective, Update, data_update
 
 
-def bound_terms(weights: Weights) -> dict[str, Tensor]:
-    """Reconstruction and divergence (nats per example, both to be small), averaged over draws: (B,) each."""
+def bound_terms(view: View, weights: Weights) -> dict[str, Tensor]:
+    """Reconstruction and divergence (nats per example, both to be small), averaged over draws and labels: (B,) each.
+
+    Of examples with a known label also classification, −log q(l|x).
+    """
     divergence = weights.log_ratio - weights.log_prior
-    return {"reconstruction": -weights.log_likelihood.mean(0), "divergence": divergence.mean(0)}
+    if view.log_label is not None and view.summed:
+        divergence = divergence + view.log_label
+    terms = {"reconstruction": -weights.log_likelihood, "divergence": divergence}
+    terms = {name: view.average(value.detach()).mean(0) for name, value in terms.items()}
+    if view.log_label is not None and not view.summed:
+        terms["classification"] = -view.log_label
+    return terms
 
 
 def risen(kl_weight: float, kl_rise: float, progress: float) -> float:
@@ -30,11 +43,11 @@ def risen(kl_weight: float, kl_rise: float, progress: float) -> float:
 
 @final
 @dataclass(frozen=True)
-class ELBO(Objective):
+class ELBO(DataObjective):
     """The evidence lower bound.
 
     Args:
-        samples: draws per example.
+        samples: draws per example, for each label where labels are summed over.
         kl_weight: weight of everything but the reconstruction; 1 is the bound.
         kl_rise: share of training over which that weight rises linearly from 0.
         path_gradient: score log q with parameters held fixed, so that its gradient comes through the draw alone; lower
@@ -46,23 +59,34 @@ class ELBO(Objective):
     kl_rise: float = 0.0
     path_gradient: bool = False
 
-    def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
-        features = model.posterior.encode(batch.x)
-        draw = model.posterior.condition(features).draw((self.samples,))
+    def loss(
+        self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float = 1.0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        view = model.view(x, label)
+        draw = model.posterior.condition(view.features).draw((self.samples,))
         if self.path_gradient:
-            draw = draw._replace(log_ratio=model.posterior.stopped_log_ratio(features, draw.path))
-        weights = model.weigh(batch.x, draw)
-        loss = -weights.log_weight(risen(self.kl_weight, self.kl_rise, batch.progress)).mean(0)
-        yield Update(("likelihood", "posterior", "prior"), loss, bound_terms(weights))
+            draw = draw._replace(log_ratio=model.posterior.stopped_log_ratio(view.features, draw.path))
+        weights = model.weigh(x, draw, view.label)
+        kl_weight = risen(self.kl_weight, self.kl_rise, progress)
+        loss = -weights.log_weight(kl_weight).mean(0)
+        if view.log_label is not None and view.summed:
+            loss = view.average(loss + kl_weight * view.log_label)
+        return loss, bound_terms(view, weights)
+
+    def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
+        yield data_update(self, model, batch)
 
 
 @final
 @dataclass(frozen=True)
-class ImportanceWeighted(Objective):
+class ImportanceWeighted(DataObjective):
     """The importance-weighted bound (Burda et al. 2016).
 
+    Where labels are summed over, the bound doesn't involve q(l|x): the classifier learns from labels, and fits the
+    shares of the labels in the sum.
+
     Args:
-        samples: K.
+        samples: K, for each label where labels are summed over.
         kl_weight: as in `ELBO`.
         kl_rise: as in `ELBO`.
     """
@@ -71,8 +95,18 @@ class ImportanceWeighted(Objective):
     kl_weight: float = 1.0
     kl_rise: float = 0.0
 
+    def loss(
+        self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float = 1.0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        view = model.view(x, label)
+        weights = model.weigh(x, model.posterior.condition(view.features).draw((self.samples,)), view.label)
+        bound = weights.log_weight(risen(self.kl_weight, self.kl_rise, progress)).logsumexp(0) - math.log(self.samples)
+        terms = bound_terms(view, weights)
+        if view.log_label is None or not view.summed:
+            return -bound, terms
+        shares = bound.detach().softmax(0)
+        terms["classification"] = -(shares * view.log_label).sum(0)
+        return terms["classification"] - bound.logsumexp(0), terms
+
     def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
-        weights = model.weigh(batch.x, model.posterior(batch.x).draw((self.samples,)))
-        log_weight = weights.log_weight(risen(self.kl_weight, self.kl_rise, batch.progress))
-        loss = math.log(self.samples) - log_weight.logsumexp(0)
-        yield Update(("likelihood", "posterior", "prior"), loss, bound_terms(weights))
+        yield data_update(self, model, batch)

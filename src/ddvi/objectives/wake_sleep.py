@@ -1,7 +1,8 @@
 """Wake-sleep: learning the posterior from fantasies of the model as well as from data.
 
 The sleep term draws z ~ p(z), x ~ p_θ(x|z) and raises log q(z|x), or for posteriors with auxiliary variables the bound
-E_r[ log q(z,a|x) − log r(a|z) ] on it, so that q covers all of the posterior where the ELBO settles for a part.
+E_r[ log q(z,a|x) − log r(a|z) ] on it, so that q covers all of the posterior where the ELBO settles for a part. In a
+model with labels it draws l ~ p(l) first and raises log q(l|x) as well.
 
 Sources: Hinton et al., The Wake-Sleep Algorithm, 1995; Bornschein & Bengio, Reweighted Wake-Sleep, 2015; Le et al.,
 Revisiting Reweighted Wake-Sleep, 2019; Piriyakulkij et al., AAAI 2025, for the alternation.
@@ -16,20 +17,28 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ddvi.model import LatentVariableModel
-from ddvi.objectives.base import Batch, Objective, Update
+from ddvi.model import LatentVariableModel, View
+from ddvi.objectives.base import Batch, DataObjective, Update, data_update
 from ddvi.objectives.elbo import ELBO, bound_terms
 
 
 def sleep_loss(model: LatentVariableModel, count: int, levels: int | None) -> Tensor:
-    """−E_r[ log q(z,a|x) − log r(a|z) ] on `count` fantasies (count,); `levels` as in `Conditional.log_bound`."""
-    z, x = model.fantasise(count)
-    return -model.posterior(x).log_bound(z, levels)
+    """−E_r[ log q(z,a|x) − log r(a|z) ] on `count` fantasies (count,); `levels` as in `Conditional.log_bound`.
+
+    In a model with labels, −log q(l|x) more, and z, a given the label.
+    """
+    z, x, label = model.fantasise(count)
+    features = model.posterior.encode(x)
+    if label is None or model.classifier is None:
+        return -model.posterior.condition(features).log_bound(z, levels)
+    classification = torch.nn.functional.cross_entropy(model.classifier(features), label, reduction="none")
+    told = model.posterior.with_label(features, label)
+    return classification - model.posterior.condition(told).log_bound(z, levels)
 
 
 @final
 @dataclass(frozen=True)
-class WakeSleep(Objective):
+class WakeSleep(DataObjective):
     """The paper's alternation: one ELBO step on data, then `sleep_steps` steps on fantasies.
 
     Args:
@@ -44,24 +53,30 @@ class WakeSleep(Objective):
     sleep_weight: float = 1.0
     levels: int | None = 1
 
+    def loss(
+        self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float = 1.0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.wake.loss(model, x, label, progress)
+
     def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
-        yield from self.wake.updates(model, batch)
+        yield data_update(self, model, batch)
         for _ in range(self.sleep_steps):
             loss = sleep_loss(model, len(batch.x), self.levels)
-            yield Update(("posterior",), self.sleep_weight * loss, {"sleep": loss})
+            yield Update(("posterior", "classifier"), self.sleep_weight * loss, {"sleep": loss})
 
 
 @final
 @dataclass(frozen=True)
-class ReweightedWakeSleep(Objective):
+class ReweightedWakeSleep(DataObjective):
     """Reweighted wake-sleep: no gradient through the draws.
 
     K draws (z_k, a_k) ~ q(z, a | x) are weighted by p_θ(x, z) r(a|z) / q(z, a|x) and one z* is resampled: in the limit
     of large K a draw from p_θ(z|x). The decoder is trained on log p_θ(x|z*), the posterior on its bound of log q(z*|x),
-    plus `sleep_weight` times the same bound on fantasies.
+    plus `sleep_weight` times the same bound on fantasies. Where labels are summed over, the draws of all labels
+    compete, and the resampled one brings its label l*: the classifier learns log q(l*|x).
 
     Args:
-        samples: K.
+        samples: K; where labels are summed over, as many in all, at least one for each.
         sleep_weight: weight of the sleep term.
         levels: terms of the chain drawn per example; all if None.
     """
@@ -70,19 +85,42 @@ class ReweightedWakeSleep(Objective):
     sleep_weight: float = 0.3
     levels: int | None = None
 
-    def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
-        features = model.posterior.encode(batch.x)
+    def loss(
+        self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float = 1.0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        view = model.view(x, label)
+        samples = max(1, self.samples // len(view.features)) if view.summed else self.samples
         with torch.no_grad():
-            draw = model.posterior.condition(features.detach()).draw((self.samples,))
-            weights = model.weigh(batch.x, draw)
-            chosen = torch.distributions.Categorical(logits=weights.log_weight().T, validate_args=False).sample()
-            z = draw.z.gather(0, chosen[None, :, None].expand(1, -1, draw.z.shape[-1]))[0]
-        # z* as a draw of its own, so that one call scores the decoder and a prior that learns.
-        reconstruction = -model.likelihood.log_prob(batch.x, z)
-        wake = -model.posterior.condition(features).log_bound(z, self.levels)
-        loss = reconstruction - model.prior.log_prob(z) + wake
-        terms = bound_terms(weights) | {"resampled_reconstruction": reconstruction, "wake": wake}
-        if self.sleep_weight > 0:
-            terms["sleep"] = sleep_loss(model, len(batch.x), self.levels)
+            draw = model.posterior.condition(view.features.detach()).draw((samples,))
+            weights = model.weigh(x, draw, view.label)
+            log_weight = weights.log_weight().flatten(0, -2)
+            chosen = torch.distributions.Categorical(logits=log_weight.T, validate_args=False).sample()
+            z = _take(draw.z.flatten(0, -3), chosen)
+            terms = bound_terms(view, weights)
+        view = _told(view, chosen) if view.summed else view
+        reconstruction = -model.likelihood.log_prob(x, z)
+        wake = -model.posterior.condition(view.features).log_bound(z, self.levels)
+        loss = reconstruction - model.prior.log_prob(z, view.label) + wake
+        terms |= {"resampled_reconstruction": reconstruction, "wake": wake}
+        if view.log_label is not None:
+            terms["classification"] = -view.log_label
+            loss = loss + terms["classification"]
+        if self.sleep_weight > 0 and label is None:
+            terms["sleep"] = sleep_loss(model, len(x), self.levels)
             loss = loss + self.sleep_weight * terms["sleep"]
-        yield Update(("likelihood", "posterior", "prior"), loss, terms)
+        return loss, terms
+
+    def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
+        yield data_update(self, model, batch)
+
+
+def _take(values: Tensor, chosen: Tensor) -> Tensor:
+    """Of values (N, B, F) the chosen one (B,) of each column: (B, F)."""
+    return values.gather(0, chosen[None, :, None].expand(1, -1, values.shape[-1]))[0]
+
+
+def _told(view: View, chosen: Tensor) -> View:
+    """A view that sums over labels, told which candidate (B,) of its labels, draw by draw, was resampled."""
+    assert view.log_label is not None
+    label = chosen % len(view.log_label)
+    return View(_take(view.features, label), label, view.log_label.gather(0, label[None])[0])

@@ -41,9 +41,10 @@ class WarmUp(Objective):
             raise InputError(
                 "warm-up trains the denoiser of a diffusion posterior, and this model has none; use warmup=0"
             )
-        draw = posterior.without_context(posterior.encode(batch.x)).draw((1,))
-        weights = model.weigh(batch.x, draw)
-        yield Update(("likelihood", "posterior"), -weights.log_weight(self.kl_weight).mean(0), bound_terms(weights))
+        view = model.view(batch.x)
+        weights = model.weigh(batch.x, posterior.without_context(view.features).draw((1,)), view.label)
+        loss = view.average(-weights.log_weight(self.kl_weight).mean(0))
+        yield Update(("likelihood", "posterior"), loss, bound_terms(view, weights))
         for _ in range(self.sleep_steps):
             with torch.no_grad():
                 z = model.prior.sample((len(batch.x),))

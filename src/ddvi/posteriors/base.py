@@ -150,10 +150,12 @@ class Posterior(nn.Module, abc.ABC):
         self.label = nn.Embedding(labels, self.features) if labels else None
 
     def encode(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """Features (*batch_shape, features) of x (B, *event); a label broadcasts against (B,), after the encoder."""
+        """Features (*batch_shape, features) of x (B, *event), and of a label that broadcasts against (B,)."""
         features = self.encoder(x)
-        if label is None:
-            return features
+        return features if label is None else self.with_label(features, label)
+
+    def with_label(self, features: Tensor, label: Tensor) -> Tensor:
+        """Features (B, features) told a label (*labels, B): (*labels, B, features). The encoder needn't run again."""
         if self.label is None:
             raise InputError("a label was given to a posterior without labels; build it with labels=C")
         return features + self.label(label)
