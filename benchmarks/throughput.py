@@ -14,7 +14,6 @@ import dataclasses
 import json
 import math
 import os
-import platform
 import statistics
 import sys
 import time
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor
 
 from ddvi import data, runs
+from ddvi.arithmetic import arithmetic, processor
 from ddvi.composition import Observations, build_model, make_objective
 from ddvi.errors import InputError
 from ddvi.methods import METHODS
@@ -141,7 +141,7 @@ def measure(case: Case, arguments: argparse.Namespace, raw: Tensor) -> dict[str,
     """A row of the table."""
     settings = case.settings(arguments)
     observations = Observations(IMAGE, "bernoulli", "binarise", parts=10, maximum=MAXIMUM)
-    with runs.arithmetic(settings):
+    with arithmetic(settings.precision, settings.threads) as path:
         with seeded(0, "model"):
             model = build_model(settings, observations)
         training = training_rate(model, settings, raw, arguments.seconds, arguments.repeats)
@@ -152,19 +152,17 @@ def measure(case: Case, arguments: argparse.Namespace, raw: Tensor) -> dict[str,
         "objective": settings.objective,
         "training": dataclasses.asdict(training),
         "inference": dataclasses.asdict(inference),
+        "matrix_products": path,
         "settings": settings.as_dict(),
     }
 
 
 def machine(threads: int | None) -> dict[str, Any]:
     """What the rates belong to."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return {
         "torch": torch.__version__,
         "threads": threads or torch.get_num_threads(),
-        "processor": next(models, platform.processor() or platform.machine()),
+        "processor": processor(),
         "processors": os.cpu_count(),
     }
 

@@ -147,6 +147,8 @@ def test_elbo_is_the_mean_of_single_sample_bounds(correlated):
 def test_importance_weighted_bound_is_of_a_fixed_permutation(correlated):
     posterior = best_gaussian(correlated)
     model, data = correlated.model(posterior), linear_gaussian_dataset(correlated, 500)
+    order = correlated.evidence().log_prob(data.test_x).argsort()  # the first 200 are no sample of them all
+    data = replace(data, test_x=data.test_x[order])
     first, second = (evaluate(model, data, quick=True, seed=seed) for seed in (0, 1))
     assert first["iw_bound_examples"] == QUICK.iw_examples == 200
     assert first["iw_bound_draws"] == QUICK.iw_draws
@@ -164,7 +166,7 @@ def test_importance_weighted_bound_is_of_a_fixed_permutation(correlated):
     with seeded(2), torch.no_grad():
         pieces = importance_weighted_bound(model, data.test_x, 3000)
     assert pieces.shape == (500,)
-    torch.testing.assert_close(pieces.mean(), exact.mean(), atol=0.02, rtol=0)
+    assert expected.mean() + 0.03 < pieces.mean() < exact.mean(), "higher with K, and below log p(x)"
 
 
 def test_exact_evidence_of_the_model_is_what_evaluation_reports(small):
@@ -287,12 +289,14 @@ def test_clusters_are_the_most_probable_parts(name):
     data = dataset()
     model = compose(data, prior=name)
     with seeded(0):
-        labels = torch.arange(120) % 3
-        z = model.prior.sample((120,), label=labels)
+        parts = torch.arange(120) % 3
+        z = model.prior.sample((120,), label=parts)
         z[::4] = model.prior.sample((30,))
+        labels = parts.clamp_max(1)  # two classes in three parts: purity is of clusters, not of classes
     every = torch.stack([model.prior.log_prob(z, torch.full((120,), part)) for part in range(3)])
     expected = scores_by_hand(labels.numpy(), every.argmax(0).numpy())
     assert 0.2 < expected["nmi"] < 0.95
+    assert expected["purity"] > 0.8
     assert clustering(model, z, labels, 3, seed=0) == pytest.approx(expected, abs=1e-9)
 
 
@@ -301,9 +305,7 @@ def test_clusters_are_k_means_where_parts_are_all_the_same(prior):
     data = dataset()
     model = compose(data, prior="gaussian")
     if prior != "gaussian":
-        model.prior = DistributionPrior(
-            torch.distributions.Independent(Normal(torch.zeros(2), torch.ones(2)), 1)
-        )
+        model.prior = DistributionPrior(torch.distributions.Independent(Normal(torch.zeros(2), torch.ones(2)), 1))
     with seeded(0):
         labels = torch.arange(150) % 3
         blob = labels.clone()

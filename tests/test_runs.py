@@ -55,7 +55,9 @@ def measures(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Replace the evaluation, which has tests of its own, and say of each call whether it was quick."""
     calls: list[bool] = []
 
-    def evaluate(model: Any, dataset: Any, *, quick: bool, seed: int, report: Any = None) -> dict[str, Any]:
+    def evaluate(
+        model: Any, dataset: Any, *, quick: bool, seed: int, semi_supervised: bool, report: Any = None
+    ) -> dict[str, Any]:
         calls.append(quick)
         return {"elbo": -30.0, "elbo_standard_error": 0.5, "mmd": float("nan")}
 

@@ -212,7 +212,7 @@ def _sample(arguments: argparse.Namespace) -> int:
     draws = runs.sample(folder, arguments.count, seed)
     import numpy as np
 
-    from ddvi.folders import write_aside
+    from ddvi.files import write_aside
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from ddvi.catalogue import DATASETS
 from ddvi.errors import InputError, check_name
+from ddvi.files import cache_folder
 from ddvi.randomness import generator
 
 
@@ -266,7 +267,7 @@ def _download(name: str) -> Path:
     from filelock import FileLock
 
     source, downloader = _SOURCES[name], cast(Any, _resume)
-    cache = Path(os.environ.get("DDVI_CACHE") or pooch.os_cache("ddvi")).expanduser() / name
+    cache = cache_folder() / name
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(cache / "lock"):

@@ -3,12 +3,11 @@
 The nodes are a square lattice over the region where the prior has mass. Sums over a lattice converge exponentially for
 smooth integrands once its spacing is about the integrand's width, so the lattice is doubled until the evidence stands
 still: first by the centres of its cells, then by the middles of their edges, which makes a square lattice of half the
-spacing, and so on. Every doubling cancels the leading error of the one before, so the change that it makes bounds the
-error that was left, once the lattice resolves the posterior: the sums of old and new nodes may agree by accident where
-a few nodes hold everything (four do, evenly, around a narrow peak midway between them), so an example is done when it
-stands still and none of its nodes holds a fifth of it. The lattice is turned, so that a posterior that is narrow along
-one axis doesn't fall between its rows. Examples that are done leave; cells that matter to none of the others are
-dropped.
+spacing, and so on. Every doubling cancels the leading error of the one before, so the change that it makes is about the
+error that was left, once the lattice resolves the posterior. While a few nodes hold everything, old and new ones may
+agree by accident (four do, evenly, around a narrow peak midway between them), so an example is done when it stands
+still and no node holds a fifth of it. The lattice is turned, so that a posterior that is narrow along one axis doesn't
+fall between its rows. Examples that are done leave; cells that matter to none of the others are dropped.
 """
 
 from __future__ import annotations

@@ -20,12 +20,12 @@ from torch import Tensor
 from torch.distributions import Categorical, Independent
 
 from ddvi.data import Dataset
-from ddvi.evaluation import latents
-from ddvi.folders import write_aside
+from ddvi.evaluation import prepared
+from ddvi.files import write_aside
 from ddvi.likelihoods import Likelihood
 from ddvi.model import LatentVariableModel
 from ddvi.randomness import seeded
-from ddvi.settings import Settings
+from ddvi.settings import SEMI, Settings
 
 PALETTE = (
     "#332288",
@@ -42,7 +42,8 @@ PALETTE = (
 """Ten colours that stay distinct for colour-blind readers, after Paul Tol's muted scheme."""
 _INK, _PRIOR_COLOUR, _FAINT = "#333333", "#3B4A5A", "#CCCCCC"
 _MOST_POINTS = 5000
-_LATENT_TITLES = ("test examples, z ~ q(z|x)", "prior, z ~ p(z)")
+_MOST_ROWS = 20
+_DRAWS_PER_LABEL = 10
 
 
 def means(likelihood: Likelihood, z: Tensor) -> Tensor:
@@ -65,6 +66,8 @@ def draw_all(
 ) -> None:
     """Write `latents.png`, `samples.png`, `reconstructions.png` and `curves.png` into a run folder.
 
+    Of a semi-supervised run the latents are shown by predicted label too, and a row of samples for each label.
+
     Args:
         folder: the run folder.
         model: trained, in evaluation mode.
@@ -72,19 +75,27 @@ def draw_all(
         history: a row an epoch; values may be text.
         settings: the run's, for titles and the seed.
     """
-    title = f"{dataset.name} · {settings.method} · {settings.prior}"
+    semi = settings.semi_supervised
+    title = f"{dataset.name} · {settings.method}{SEMI * semi} · {settings.prior}"
     device = next(model.parameters()).device
+    guess = prior_label = None
     with seeded(settings.seed, "figures"):
-        z = latents(model, dataset.test_x[:_MOST_POINTS], settings.seed)
-        prior_z = model.prior.sample((max(len(z), 2000),)).cpu()
-        samples = means(model.likelihood, model.prior.sample((100,)))
+        pieces = prepared(model, dataset.test_x[:_MOST_POINTS].to(device)).split(1000)
+        z = torch.cat([model.latent(x).cpu() for x in pieces])
+        count, label = max(len(z), 2000), None
+        if semi:
+            parts = model.prior.parts or 1
+            guess = torch.cat([model.classify(x).argmax(-1).cpu() for x in pieces])
+            prior_label = torch.arange(count) % parts
+            label = torch.arange(min(parts, _MOST_ROWS)).repeat_interleave(_DRAWS_PER_LABEL)
+        prior_z = model.prior.sample((count,), label=prior_label).cpu()
+        samples = means(model.likelihood, model.prior.sample((100 if label is None else len(label),), label=label))
         raw = dataset.test_x[:16].to(device)
-        drawn = model.posterior(model.preprocessing(raw)).draw().z
-        pairs = model.preprocessing.picture(raw), means(model.likelihood, drawn)
-        real = model.preprocessing.picture(dataset.test_x[:100].to(device))
+        pairs = model.preprocessing.picture(raw), means(model.likelihood, model.latent(model.preprocessing(raw)))
+        real = model.preprocessing.picture(dataset.test_x[: len(samples)].to(device))
     labels = None if dataset.test_y is None else dataset.test_y[: len(z)]
-    save(latent_space(z, labels, prior_z, dataset.classes, title), folder / "latents.png")
-    save(sample_grid(samples, real, title), folder / "samples.png")
+    save(latent_space(z, labels, prior_z, dataset.classes, title, guess, prior_label), folder / "latents.png")
+    save(sample_grid(samples, real, title, dataset.classes if semi else ()), folder / "samples.png")
     save(reconstruction_rows(*pairs, title), folder / "reconstructions.png")
     save(curves(history, title), folder / "curves.png")
 
@@ -95,15 +106,30 @@ def save(figure: Figure, path: Path) -> None:
     write_aside(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150, facecolor="white"))
 
 
-def latent_space(z: Tensor, labels: Tensor | None, prior_z: Tensor, classes: Sequence[str], title: str) -> Figure:
-    """Latents (N, D) coloured by class beside prior samples (M, D), on the same axes."""
-    figure = Figure(figsize=(10.6 if classes else 9.4, 4.9), layout="constrained")
-    left, right = figure.subplots(1, 2, sharex=True, sharey=True)
-    scatter(left, z, labels, len(classes))
-    scatter(right, prior_z, None)
-    _same_limits((left, right), (z, prior_z))
-    for axes, name in zip((left, right), _LATENT_TITLES, strict=True):
+def latent_space(
+    z: Tensor,
+    labels: Tensor | None,
+    prior_z: Tensor,
+    classes: Sequence[str],
+    title: str,
+    guess: Tensor | None = None,
+    prior_labels: Tensor | None = None,
+) -> Figure:
+    """Latents (N, D) coloured by class beside prior samples (M, D), on the same axes.
+
+    With a guess (N,) of the labels a panel in between shows the latents by that, and labels (M,) colour the prior.
+    """
+    panels = [("test examples, z ~ q(z|x)", z, labels), ("prior, z ~ p(z)", prior_z, prior_labels)]
+    if guess is not None:
+        panels[0] = ("test examples, z ~ q(z|x), by true label", z, labels)
+        panels[1] = ("prior, z ~ p(z|l)", prior_z, prior_labels)
+        panels.insert(1, ("by predicted label, argmax q(l|x)", z, guess))
+    figure = Figure(figsize=(4.7 * len(panels) + (1.2 if classes else 0), 4.9), layout="constrained")
+    row = list(figure.subplots(1, len(panels), sharex=True, sharey=True))
+    for axes, (name, points, colour) in zip(row, panels, strict=True):
+        scatter(axes, points, colour, len(classes))
         axes.set_title(name, fontsize=10, color=_INK)
+    _same_limits(row, (z, prior_z))
     if classes:
         colours = colours_of(len(classes))
         dots = [Line2D([], [], marker="o", linestyle="", markersize=5, color=colour) for colour in colours]
@@ -143,15 +169,24 @@ def latent_spaces(rows: Sequence[Sequence[tuple[str, Tensor, Tensor | None]]], n
     return figure
 
 
-def sample_grid(samples: Tensor, real: Tensor, title: str) -> Figure:
-    """Means of prior draws: images as a square grid, tables as a heat map beside rows of real data."""
+def sample_grid(samples: Tensor, real: Tensor, title: str, classes: Sequence[str] = ()) -> Figure:
+    """Means of prior draws: images as a square grid, tables as a heat map beside rows of real data.
+
+    With classes the draws are of one after the other, equally many: images get a row for each, with its name.
+    """
+    given, rows = ("z ~ p(z|l)", min(len(classes), _MOST_ROWS)) if classes else ("z ~ p(z)", math.isqrt(len(samples)))
     if samples.dim() == 2:
-        return _tables((samples, real), ("model, E[x|z] of prior draws", "data"), title)
-    side = math.isqrt(len(samples))
-    figure = Figure(figsize=(6, 6.3), layout="constrained")
+        order = ", label after label" if classes else ""
+        return _tables((samples, real), (f"model, E[x|z], {given}{order}", "data"), title)
+    columns = len(samples) // rows
+    figure = Figure(figsize=(6, 0.3 + 6 * rows / columns), layout="constrained")
     axes = figure.subplots()
-    _show(axes, _mosaic(samples[: side * side], side))
-    axes.set_title(f"{title} · E[x|z], z ~ p(z)", fontsize=10, color=_INK)
+    images = samples[: rows * columns]
+    _show(axes, _mosaic(images, columns))
+    for i, name in enumerate(classes[:rows]):
+        height = images.shape[-2]
+        axes.text(-2, i * (height + 1) + (height - 1) / 2, name, ha="right", va="center", fontsize=9, color=_INK)
+    axes.set_title(f"{title} · E[x|z], {given}", fontsize=10, color=_INK)
     return figure
 
 

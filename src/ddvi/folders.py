@@ -13,29 +13,18 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ddvi.errors import InputError, check_name
+from ddvi.files import write_aside
 from ddvi.settings import FIELDS, FREE_ON_RESUME, Settings, convert
 
 CONFIG, CHECKPOINT, WEIGHTS = "config.yaml", "checkpoint.safetensors", "model.safetensors"
 METRICS, HISTORY = "metrics.json", "history.csv"
 _PACKAGES = ("ddvi", "torch", "numpy", "zuko", "lightning-fabric", "scikit-learn", "safetensors", "matplotlib")
-
-
-def write_aside(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call `write(temporary path)`, then rename: readers see the old file or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -146,7 +135,9 @@ def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
     _write_text(folder / METRICS, json.dumps(metrics, indent=2) + "\n")
 
 
-def write_config(settings: Settings, observations: Mapping[str, Any], fingerprint: Mapping[str, str]) -> None:
+def write_config(
+    settings: Settings, observations: Mapping[str, Any], fingerprint: Mapping[str, str], matrix_products: str
+) -> None:
     """Write `config.yaml`: settings, what the model knows of its data, the data's files, versions and commit."""
     from omegaconf import OmegaConf
 
@@ -154,6 +145,7 @@ def write_config(settings: Settings, observations: Mapping[str, Any], fingerprin
         "settings": settings.as_dict() | {"resume": False, "overwrite": False},
         "observations": dict(observations),
         "fingerprint": dict(fingerprint),
+        "matrix_products": matrix_products,
         "versions": versions(),
         "git_commit": _git_commit(),
     }

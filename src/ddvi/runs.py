@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,11 +56,11 @@ def train(settings: Settings, listener: Listener | None = None) -> dict[str, Any
     if todo.action == "evaluate":
         changes = {name: getattr(settings, name) for name in FREE_ON_EVALUATION}
         return evaluate_run(settings.folder, changes, listener)
-    with folders.alone(settings.folder), arithmetic(settings):
-        return _train(settings, todo.action == "resume", listener)
+    with folders.alone(settings.folder), arithmetic(settings) as path:
+        return _train(settings, todo.action == "resume", path, listener)
 
 
-def _train(settings: Settings, resume: bool, listener: Listener | None) -> dict[str, Any]:
+def _train(settings: Settings, resume: bool, matrix_products: str, listener: Listener | None) -> dict[str, Any]:
     from ddvi import checkpoint, data
     from ddvi.composition import build_model, make_phases, observe
     from ddvi.randomness import seeded
@@ -100,7 +100,7 @@ def _train(settings: Settings, resume: bool, listener: Listener | None) -> dict[
     if not resume:
         for name in (METRICS, WEIGHTS, CHECKPOINT, HISTORY):
             (folder / name).unlink(missing_ok=True)
-        folders.write_config(settings, observations.as_dict(), dataset.fingerprint)
+        folders.write_config(settings, observations.as_dict(), dataset.fingerprint, matrix_products)
     facts = {"settings": {name: getattr(settings, name) for name in FIELDS if name not in FREE_ON_RESUME}}
     trainer.fit(resume=resume, facts=facts)
     folders.write_history(folder, trainer.state.history)
@@ -254,29 +254,23 @@ def sample(folder: Path, count: int, seed: int = 0) -> dict[str, Tensor]:
     return {name: torch.cat([part[name] for part in parts]) for name in ("x", "mean", "z")}
 
 
-@contextlib.contextmanager
-def arithmetic(settings: Settings) -> Iterator[None]:
-    """Run a block with the threads and the floating-point type of a run, and restore the caller's afterwards."""
-    import torch
+def arithmetic(settings: Settings) -> AbstractContextManager[str]:
+    """The arithmetic of a run, for the length of a block; one that goes on keeps its path of matrix products."""
+    from ddvi.arithmetic import PATHS, arithmetic
 
-    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
-    torch.set_num_threads(settings.threads or threads)
-    torch.set_default_dtype(torch.float64 if settings.precision == "64" else torch.float32)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.set_default_dtype(dtype)
+    path = None if choose_device(settings) == "cpu" else PATHS[0]
+    if (settings.folder / folders.CONFIG).exists() and not settings.overwrite:
+        path = folders.read_config(settings.folder).get("matrix_products") or path
+    return arithmetic(settings.precision, settings.threads, path)
 
 
-def make_fabric(settings: Settings) -> Fabric:
-    """Device and precision of a run.
+def choose_device(settings: Settings) -> str:
+    """The kind of device of a run.
 
     Raises:
         InputError: the device isn't there, or can't have the precision.
     """
     import torch
-    from lightning_fabric import Fabric
 
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if settings.precision == "64" and settings.device == "auto":
@@ -287,7 +281,15 @@ def make_fabric(settings: Settings) -> Fabric:
         raise InputError(f"device={device} is not available on this machine; choose from {there}, or leave it out")
     if device == "mps" and settings.precision == "64":
         raise InputError("device=mps has no precision=64; use device=cpu")
-    return Fabric(accelerator=device, devices=1, precision=_PRECISIONS[settings.precision])  # type: ignore[arg-type]
+    return device
+
+
+def make_fabric(settings: Settings) -> Fabric:
+    """Device and precision of a run; raises as `choose_device`."""
+    from lightning_fabric import Fabric
+
+    precision: Any = _PRECISIONS[settings.precision]
+    return Fabric(accelerator=choose_device(settings), devices=1, precision=precision)
 
 
 def fit_to_size(settings: Settings, count: int) -> Settings:

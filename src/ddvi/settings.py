@@ -153,6 +153,8 @@ def resolve(dataset: str, method: str, prior: str, overrides: Mapping[str, str] 
     """
     semi = method.endswith(SEMI)
     named = dataset.removesuffix(SEMI)
+    if method.removesuffix(SEMI) not in (methods := (*METHODS, *ALIASES)):
+        check_name("method", method, [name + SEMI * (semi or dataset.endswith(SEMI)) for name in methods])
     if DATASET_ALIASES.get(named, named) in DATASETS:
         if semi != dataset.endswith(SEMI):
             plain = method.removesuffix(SEMI)
@@ -168,10 +170,9 @@ def resolve(dataset: str, method: str, prior: str, overrides: Mapping[str, str] 
             raise InputError(f"there is no file '{dataset}': give the path of a file that exists")
     elif dataset not in DATASETS:
         try:
-            check_name("dataset", dataset, DATASETS)
+            check_name("dataset", dataset, [name + SEMI * semi for name in DATASETS])
         except InputError as error:
             raise InputError(f"{error}; or give the path of a .npz or .npy file") from None
-    check_name("method", method, [name + SEMI * semi for name in (*METHODS, *ALIASES)])
     method = method.removesuffix(SEMI)
     method = ALIASES.get(method, method)
     check_name("prior", prior, PRIORS)

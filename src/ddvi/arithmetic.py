@@ -1,0 +1,107 @@
+"""Threads, floating-point type and the path of matrix products, for the length of a run.
+
+Torch multiplies matrices through one of several libraries, which a global precision setting selects; on some processors
+the default one runs at less than half the rate of another that is just as exact. Which is fastest is measured once on
+each machine and remembered, so that the same run takes the same path every time and repeats to the last bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from ddvi.files import cache_folder, write_aside
+from ddvi.randomness import seeded
+
+PATHS = ("highest", "high", "medium")
+"""Values of torch's precision of single-precision matrix products, see `torch.set_float32_matmul_precision`."""
+LARGEST_ERROR = 1e-6
+"""Of a product against double precision, relative to its norm: what single precision keeps to."""
+_WORTH_IT = 1.2  # times as fast as the default, or the default stays
+_SHAPES = ((128, 784, 1000), (1024, 128, 128))
+
+
+@contextlib.contextmanager
+def arithmetic(precision: str = "32", threads: int = 0, path: str | None = None) -> Iterator[str]:
+    """Run a block with a run's threads, floating-point type and matrix products, and restore the caller's afterwards.
+
+    Args:
+        precision: "32", "64" or "bf16", as the setting.
+        threads: CPU threads; 0 keeps the caller's.
+        path: one of `PATHS`; the fastest exact one of this processor if None.
+
+    Yields:
+        The path of matrix products.
+    """
+    before = torch.get_num_threads(), torch.get_default_dtype(), torch.get_float32_matmul_precision()
+    torch.set_num_threads(threads or before[0])
+    torch.set_default_dtype(torch.float64 if precision == "64" else torch.float32)
+    try:
+        chosen = path or fastest_path()
+        torch.set_float32_matmul_precision(chosen)
+        yield chosen
+    finally:
+        torch.set_num_threads(before[0])
+        torch.set_default_dtype(before[1])
+        torch.set_float32_matmul_precision(before[2])
+
+
+def fastest_path() -> str:
+    """The fastest of `PATHS` that keeps single precision on this machine's CPU; measured once and remembered."""
+    file = cache_folder() / "matrix_products.json"
+    machine = f"{processor()} {torch.__version__} {torch.get_num_threads()}"
+    known: dict[str, str] = {}
+    with contextlib.suppress(OSError, ValueError):
+        known = dict(json.loads(file.read_text()))
+    if known.get(machine) not in PATHS:
+        known[machine] = _probe()
+        with contextlib.suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_aside(file, lambda temporary: temporary.write_text(json.dumps(known, indent=2) + "\n"))
+    return known[machine]
+
+
+def measure_path(path: str, shape: tuple[int, int, int], repeats: int = 20) -> tuple[float, float]:
+    """Least seconds, and relative error, of a linear layer of (examples, inputs, outputs) on one path."""
+    examples, inputs, outputs = shape
+    before = torch.get_float32_matmul_precision()
+    try:
+        with seeded(0, "matrix products"), torch.no_grad():
+            x, weight, bias = torch.randn(examples, inputs), torch.randn(outputs, inputs), torch.randn(outputs)
+            x, weight, bias = x.float(), weight.float(), bias.float()
+        torch.set_float32_matmul_precision(path)
+        best = float("inf")
+        product = torch.nn.functional.linear(x, weight, bias)
+        for _ in range(repeats):
+            started = time.perf_counter()
+            torch.nn.functional.linear(x, weight, bias)
+            best = min(best, time.perf_counter() - started)
+        exact = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
+        return best, float((product.double() - exact).norm() / exact.norm())
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _probe() -> str:
+    seconds: dict[str, float] = {}
+    for path in PATHS:
+        measured = [measure_path(path, shape) for shape in _SHAPES]
+        if all(error <= LARGEST_ERROR for _, error in measured):
+            seconds[path] = sum(part for part, _ in measured)
+    best = min(seconds, key=lambda path: seconds[path], default=PATHS[0])
+    return best if seconds.get(PATHS[0], float("inf")) > _WORTH_IT * seconds.get(best, float("inf")) else PATHS[0]
+
+
+def processor() -> str:
+    """What the CPU calls itself."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

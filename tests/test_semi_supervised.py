@@ -1,0 +1,683 @@
+"""Learning with few labels: the bounds, the losses by hand, which labels can be seen, the names, the measures."""
+
+import dataclasses
+import math
+import re
+import signal
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Categorical, MultivariateNormal, Normal
+
+from conftest import set_linear
+from ddvi import checkpoint, data, evaluation, labels, runs
+from ddvi.composition import Observations, build_model, make_phases
+from ddvi.data import Dataset
+from ddvi.errors import InputError
+from ddvi.labels import choose_labelled
+from ddvi.likelihoods import BernoulliLikelihood, GaussianLikelihood
+from ddvi.methods import METHODS
+from ddvi.model import LatentVariableModel
+from ddvi.objectives.adversarial import Adversarial
+from ddvi.objectives.base import Batch, Labelled
+from ddvi.objectives.elbo import ELBO, ImportanceWeighted
+from ddvi.objectives.semi_supervised import SemiSupervised
+from ddvi.objectives.wake_sleep import ReweightedWakeSleep, WakeSleep
+from ddvi.posteriors.base import VARIANCE_FLOOR
+from ddvi.posteriors.diffusion import DiffusionPosterior
+from ddvi.posteriors.flow import FlowPosterior
+from ddvi.posteriors.gaussian import GaussianPosterior
+from ddvi.posteriors.hierarchical import HierarchicalPosterior
+from ddvi.posteriors.implicit import ImplicitPosterior
+from ddvi.priors import as_prior, make_prior
+from ddvi.randomness import seeded
+from ddvi.settings import resolve
+from ddvi.training import Interrupted, Schedule, Trainer
+
+# Bounds, on a model whose log p(x, l) is known
+
+
+class Parts:
+    """p(z | l) = N(m_l, I), three parts."""
+
+    parts = 3
+
+    def __init__(self):
+        self.centres = torch.tensor([[1.5, 0.0], [-1.0, 1.0], [0.0, -2.0]])
+
+    def sample(self, sample_shape=(), label=None):
+        label = torch.randint(self.parts, tuple(sample_shape)) if label is None else label
+        return self.centres[label] + torch.randn(*sample_shape, 2)
+
+    def log_prob(self, z, label=None):
+        every = Normal(self.centres, 1.0).log_prob(z.unsqueeze(-2)).sum(-1)
+        if label is None:
+            return every.logsumexp(-1) - math.log(self.parts)
+        return every.gather(-1, label.expand(z.shape[:-1])[..., None])[..., 0]
+
+
+class Known:
+    """`Parts` as a prior, x = A z + b + σ ε: everything is Gaussian given the label, and log p(l | x) linear in x."""
+
+    def __init__(self, linear):
+        self.linear, self.parts = linear, Parts()
+        self.means = self.parts.centres @ linear.decoder.T
+        self.noise = linear.evidence().covariance_matrix
+
+    def joint(self, x):
+        """log p(x, l), (3, B)."""
+        return torch.stack(
+            [MultivariateNormal(self.linear.offset + mean, self.noise).log_prob(x) for mean in self.means]
+        ) - math.log(3)
+
+    def evidence(self, x):
+        return self.joint(x).logsumexp(0)
+
+    def posterior(self, x):
+        """p(z | x, l), batch shape (3, B)."""
+        shift = self.parts.centres @ self.linear.covariance
+        mean = (x - self.linear.offset) @ self.linear.gain.T + shift[:, None]
+        return MultivariateNormal(mean, self.linear.covariance)
+
+    def simulate(self, count):
+        label = torch.arange(count) % 3
+        z = self.parts.sample((count,), label)
+        noise = self.linear.scale * torch.randn(count, len(self.linear.offset))
+        return z @ self.linear.decoder.T + self.linear.offset + noise, label
+
+    def model(self, name, wrong=0.0):
+        """q(l|x) = p(l|x) and q(z|x,l) = p(z|x,l), with parameters off by `wrong` times a standard Gaussian."""
+        linear, encoder = self.linear, self.linear.encoder()
+        posterior = (
+            GaussianPosterior(encoder, 2, 3)
+            if name == "gaussian"
+            else DiffusionPosterior(encoder, 2, 3, steps=3, denoiser_size=8, covariance="diagonal")
+        )
+        head = posterior.head if name == "gaussian" else posterior.anchor
+        variance = linear.covariance.diagonal() - VARIANCE_FLOOR
+        set_linear(
+            head,
+            torch.cat([linear.gain, torch.zeros_like(linear.gain)]),
+            torch.cat([-linear.gain @ linear.offset, variance.log()]),
+        )
+        classifier = nn.Linear(len(linear.offset), 3)
+        weight = self.means @ self.noise.inverse()
+        set_linear(classifier, weight, -(weight @ linear.offset) - 0.5 * (weight * self.means).sum(-1))
+        with torch.no_grad():
+            posterior.label.weight.copy_(self.parts.centres @ linear.covariance @ linear.gain.pinverse().T)
+            for parameter in [*posterior.parameters(), *classifier.parameters()]:
+                parameter.add_(wrong * torch.randn_like(parameter))
+        decoder = nn.Linear(2, len(linear.offset))
+        set_linear(decoder, linear.decoder, linear.offset)
+        likelihood = GaussianLikelihood(decoder, torch.Size([len(linear.offset)]), torch.full((1,), linear.scale))
+        return LatentVariableModel(as_prior(self.parts), likelihood, posterior, classifier=classifier)
+
+
+@pytest.fixture
+def known(orthogonal):
+    return Known(orthogonal)
+
+
+exact_posteriors = pytest.mark.parametrize("name", ["gaussian", "diffusion"])
+
+
+@exact_posteriors
+@torch.no_grad()
+def test_bounds_are_tight_at_the_true_posterior(known, name):
+    """Labelled and unlabelled, for each single draw."""
+    model, (x, label) = known.model(name), known.simulate(12)
+    joint = known.joint(x)
+    torch.testing.assert_close(model.classify(x), (joint - joint.logsumexp(0)).T, atol=1e-9, rtol=0)
+    for objective in (ELBO(), ImportanceWeighted(4)):
+        close = {"atol": 1e-6, "rtol": 0}
+        loss, _ = objective.loss(model, x, label)
+        torch.testing.assert_close(-loss, joint.gather(0, label[None])[0], **close)
+        loss, terms = objective.loss(model, x)
+        if "classification" in terms:  # q(l|x) learns from the shares of the labels, beside the bound
+            loss = loss - terms["classification"]
+            shares = joint.softmax(0)
+            torch.testing.assert_close(terms["classification"], -(shares * shares.log()).sum(0), **close)
+        torch.testing.assert_close(-loss, known.evidence(x), **close)
+    torch.testing.assert_close(model.log_weights(x, 2), known.evidence(x).expand(2, -1), atol=1e-6, rtol=0)
+    torch.testing.assert_close(model.importance_weighted_bound(x, 2), known.evidence(x), atol=1e-6, rtol=0)
+
+
+@exact_posteriors
+@torch.no_grad()
+def test_bounds_stay_below_the_evidence(known, name):
+    model, (x, label) = known.model(name, wrong=0.15), known.simulate(6)
+    for truth, given in ((known.joint(x).gather(0, label[None])[0], label), (known.evidence(x), None)):
+        losses = ELBO(4000).loss(model, x, given)[0]
+        assert (-losses < truth).all()
+        assert (truth + losses).max() > 0.05, "parameters are off, and the bound says so"
+
+
+@exact_posteriors
+@torch.no_grad()
+def test_the_importance_weighted_bound_grows_to_the_evidence(known, name):
+    model, (x, _) = known.model(name, wrong=0.06), known.simulate(6)
+    truth, many = known.evidence(x).mean(), x.repeat(500, 1)
+    bounds = [float(model.importance_weighted_bound(many, samples).mean()) for samples in (1, 4, 16)]
+    assert bounds == sorted(bounds)
+    assert float(model.log_weights(many, 1).mean()) < bounds[0], "the sum over labels loses nothing to q(l|x)"
+    assert bounds[-1] < truth
+    assert float(model.importance_weighted_bound(x, 20_000).mean()) == pytest.approx(float(truth), abs=0.02)
+
+
+@exact_posteriors
+@torch.no_grad()
+def test_the_posteriors_density_is_the_mixture_over_labels(known, name):
+    model, (x, _) = known.model(name), known.simulate(5)
+    z = torch.randn(7, 5, 2)
+    log_label = known.joint(x).log_softmax(0)
+    mixture = (known.posterior(x).log_prob(z.unsqueeze(-3)) + log_label).logsumexp(-2)
+    torch.testing.assert_close(model.log_posterior(x, z, 2), mixture, atol=1e-5, rtol=0)
+    draws = model.latent(x.repeat(4000, 1)).view(4000, 5, 2)
+    mean = (known.posterior(x).mean * log_label.exp()[..., None]).sum(0)
+    assert ((draws.mean(0) - mean).abs() < 4.5 * draws.std(0) / math.sqrt(4000)).all()
+
+
+@torch.no_grad()
+def test_without_a_classifier_labels_follow_from_the_prior(known):
+    """The adversarial autoencoder: p(l) p(z|l) / Σ_k p(k) p(z|k) at the encoded z."""
+    posterior = ImplicitPosterior(known.linear.encoder(), 2)
+    model = LatentVariableModel(as_prior(known.parts), known.model("gaussian").likelihood, posterior)
+    x, _ = known.simulate(9)
+    z = posterior(x).draw().z
+    distances = torch.cdist(z, known.parts.centres).square()
+    torch.testing.assert_close(model.classify(x), (-0.5 * distances).log_softmax(-1), atol=1e-10, rtol=0)
+
+
+@torch.no_grad()
+def test_fantasies_bring_their_label(known):
+    model = known.model("gaussian")
+    with seeded(1):
+        z, _, label = model.fantasise(6000)
+    for part, centre in enumerate(known.parts.centres):
+        assert abs(float((label == part).double().mean()) - 1 / 3) < 0.03
+        assert (z[label == part].mean(0) - centre).abs().max() < 0.1
+
+
+# Losses, by hand
+
+POSTERIORS = {
+    "gaussian": GaussianPosterior,
+    "flow": lambda *a: FlowPosterior(*a, flow_layers=2, context_size=4),
+    "hierarchical": lambda *a: HierarchicalPosterior(*a, flow_layers=2, context_size=4),
+    "diffusion": lambda *a: DiffusionPosterior(*a, steps=3, denoiser_size=8, denoiser_layers=2),
+}
+posteriors = pytest.mark.parametrize("name", POSTERIORS)
+WEIGHT = 7.0
+
+
+def make_model(name):
+    """Five binary entries, two latents, a mixture of three as prior, random parameters."""
+    encoder = nn.Sequential(nn.Linear(5, 6), nn.Tanh())
+    encoder.out_features = 6
+    posterior = POSTERIORS[name](encoder, 2, 3)
+    with torch.no_grad():
+        for parameter in posterior.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    likelihood = BernoulliLikelihood(nn.Linear(2, 5), torch.Size([5]))
+    return LatentVariableModel(
+        make_prior("gaussian_mixture", 2, 3), likelihood, posterior, classifier=nn.Linear(posterior.features, 3)
+    )
+
+
+def make_batch(progress=1.0):
+    x = (torch.rand(14, 5) < 0.5).double()
+    return Batch(x[:7], progress, Labelled(x[7:], torch.arange(7) % 3))
+
+
+def losses(objective, model, batch, seed=3):
+    """Every update of one step, with none carried out."""
+    torch.manual_seed(seed)
+    updates = list(SemiSupervised(objective, WEIGHT).updates(model, batch))
+    torch.manual_seed(seed)
+    return updates
+
+
+def log_label(model, x):
+    """log q(l | x), (B, 3)."""
+    return model.classifier(model.posterior.encoder(x)).log_softmax(-1)
+
+
+def draw_all_labels(model, x, samples):
+    features = model.posterior.encoder(x) + model.posterior.label.weight[:, None]
+    return model.posterior.condition(features).draw((samples,))
+
+
+def log_weight(model, x, path, label, kl_weight=1.0):
+    """log p(x|z) + kl_weight ( log 1/3 + log p(z|l) − log q(z,a|x,l) + log r(a|z) ) of one label, scored afresh."""
+    z = path[0]
+    log_ratio = model.posterior(x, label).log_ratio(path)
+    prior = model.prior.log_prob(z, label.expand(z.shape[:-1])) - math.log(3)
+    return model.likelihood(z).log_prob(x) + kl_weight * (prior - log_ratio)
+
+
+def each_label(model, x, samples, kl_weight=1.0):
+    """Log weights (samples, B) of each of three labels."""
+    path = draw_all_labels(model, x, samples).path
+    return [log_weight(model, x, path[..., i, :, :], torch.tensor([i]), kl_weight) for i in range(3)]
+
+
+def told_label(model, labelled, samples, kl_weight=1.0):
+    path = model.posterior(labelled.x, labelled.label).draw((samples,)).path
+    return log_weight(model, labelled.x, path, labelled.label, kl_weight)
+
+
+def classification(model, labelled):
+    return -log_label(model, labelled.x).gather(1, labelled.label[:, None])[:, 0]
+
+
+def elbo_by_hand(model, batch, samples, kl_weight):
+    log_q = log_label(model, batch.x)
+    unlabelled = sum(
+        log_q[:, i].exp() * (weights.mean(0) - kl_weight * log_q[:, i])
+        for i, weights in enumerate(each_label(model, batch.x, samples, kl_weight))
+    )
+    labelled = told_label(model, batch.labelled, samples, kl_weight).mean(0)
+    return -unlabelled - labelled + WEIGHT * classification(model, batch.labelled)
+
+
+def sleep_by_hand(model, count, levels):
+    with torch.no_grad():
+        label = torch.randint(3, (count,))
+        z = model.prior.sample((count,), label)
+        x = model.likelihood(z).sample()
+    own = log_label(model, x).gather(1, label[:, None])[:, 0]
+    return -own - model.posterior(x, label).log_bound(z, levels)
+
+
+def assert_loss(update, by_hand):
+    torch.testing.assert_close(update.loss, by_hand, atol=1e-10, rtol=1e-10)
+    assert all(value.shape == update.loss.shape for value in update.terms.values())
+
+
+def touches(loss, module):
+    gradients = torch.autograd.grad(loss.mean(), list(module.parameters()), retain_graph=True, allow_unused=True)
+    return any(gradient is not None and bool((gradient != 0).any()) for gradient in gradients)
+
+
+@pytest.mark.usefixtures("float64")
+@posteriors
+def test_elbo_with_labels_is_its_definition(name):
+    model, batch = make_model(name), make_batch(progress=0.3)
+    (update,) = losses(ELBO(samples=2, kl_weight=0.7, kl_rise=0.6), model, batch)
+    assert_loss(update, elbo_by_hand(model, batch, 2, 0.35))
+    terms = update.terms
+    assert_loss(
+        update,
+        terms["reconstruction"]
+        + terms["labelled_reconstruction"]
+        + 0.35 * (terms["divergence"] + terms["labelled_divergence"])
+        + WEIGHT * terms["labelled_classification"],
+    )
+
+
+@pytest.mark.usefixtures("float64")
+@posteriors
+def test_importance_weighted_with_labels_is_its_definition(name):
+    model, batch = make_model(name), make_batch()
+    (update,) = losses(ImportanceWeighted(4), model, batch)
+    joint = torch.stack([weights.exp().mean(0) for weights in each_label(model, batch.x, 4)])
+    shares = (joint / joint.sum(0)).detach()
+    fit = -(shares.T * log_label(model, batch.x)).sum(1)
+    labelled = told_label(model, batch.labelled, 4).exp().mean(0).log()
+    assert_loss(update, -joint.sum(0).log() + fit - labelled + WEIGHT * classification(model, batch.labelled))
+
+
+@pytest.mark.usefixtures("float64")
+@posteriors
+@pytest.mark.parametrize("levels", [None, 1])
+def test_wake_sleep_with_labels_is_its_definition(name, levels):
+    model, batch = make_model(name), make_batch()
+    objective = WakeSleep(ELBO(2), sleep_steps=2, sleep_weight=0.5, levels=levels)
+    wake, *sleep = losses(objective, model, batch)
+    assert_loss(wake, elbo_by_hand(model, batch, 2, 1.0))
+    assert len(sleep) == 2, "once for the step, not once for each kind of data"
+    for update in sleep:
+        assert_loss(update, 0.5 * sleep_by_hand(model, 7, levels))
+        assert touches(update.loss, model.classifier)
+        assert touches(update.loss, model.posterior.label)
+        assert not touches(update.loss, model.likelihood)
+
+
+def reweighted_by_hand(model, x, path, weights, log_q, label=None):
+    """Of candidates (N, B): one drawn by its weight, with its label."""
+    chosen = Categorical(logits=weights.detach().T).sample()
+    z = torch.stack([path[0].flatten(0, -3)[k, n] for n, k in enumerate(chosen)]).detach()
+    label = chosen % 3 if label is None else label
+    prior = model.prior.log_prob(z, label)
+    own = log_q.gather(1, label[:, None])[:, 0]
+    return -model.likelihood(z).log_prob(x) - prior - model.posterior(x, label).log_bound(z) - own
+
+
+@pytest.mark.usefixtures("float64")
+@posteriors
+def test_reweighted_wake_sleep_with_labels_is_its_definition(name):
+    model, batch = make_model(name), make_batch()
+    (update,) = losses(ReweightedWakeSleep(samples=6, sleep_weight=0.3), model, batch)
+    path = draw_all_labels(model, batch.x, 2).path  # two of each label make six
+    weights = torch.stack([log_weight(model, batch.x, path[..., i, :, :], torch.tensor([i])) for i in range(3)], 1)
+    unlabelled = reweighted_by_hand(model, batch.x, path, weights.flatten(0, 1), log_label(model, batch.x))
+    unlabelled = unlabelled + 0.3 * sleep_by_hand(model, 7, None)
+    x, label = batch.labelled.x, batch.labelled.label
+    path = model.posterior(x, label).draw((6,)).path
+    labelled = reweighted_by_hand(model, x, path, log_weight(model, x, path, label), log_label(model, x), label)
+    assert_loss(update, unlabelled + labelled + WEIGHT * classification(model, batch.labelled))
+    assert [term for term in update.terms if "sleep" in term] == ["sleep"], "fantasies once"
+
+
+@pytest.mark.usefixtures("float64")
+def test_without_labels_or_a_classifier_training_is_refused():
+    model, batch = make_model("gaussian"), make_batch()
+    with pytest.raises(InputError, match="needs labelled examples"):
+        losses(ELBO(), model, dataclasses.replace(batch, labelled=None))
+    model.classifier = None
+    with pytest.raises(InputError, match="a model with a classifier"):
+        losses(ELBO(), model, batch)
+
+
+@pytest.mark.usefixtures("float64")
+def test_adversarial_training_shows_labels_where_it_has_them():
+    """Draws of the prior show theirs half of the time, labelled data always, other data never."""
+    shown = []
+
+    class Judge(nn.Module):
+        def forward(self, seen):
+            shown.append(seen)
+            return seen.sum(-1)
+
+    encoder = nn.Linear(5, 6)
+    likelihood = BernoulliLikelihood(nn.Linear(2, 5), torch.Size([5]))
+    prior, posterior = make_prior("gaussian_mixture", 2, 3), ImplicitPosterior(encoder, 2)
+    model = LatentVariableModel(prior, likelihood, posterior, discriminator=Judge())
+    label = torch.arange(600) % 3
+    batch = Batch(torch.rand(600, 5).round(), 1.0, Labelled(torch.rand(600, 5).round(), label))
+    discrimination, generation = list(Adversarial(weight=3.0).updates(model, batch))
+    drawn, encoded, again = shown
+    z = posterior(torch.cat([batch.x, batch.labelled.x])).draw().z
+    indicator = nn.functional.one_hot(torch.cat([torch.full((600,), 3), label]), 4).double()
+    torch.testing.assert_close(encoded, torch.cat([z, indicator], 1))
+    torch.testing.assert_close(again, encoded)
+    hidden = drawn[:, -1] == 1
+    assert 240 < int(hidden.sum()) < 360
+    assert (drawn[:, 2:].sum(1) == 1).all()
+    of_label = model.prior.log_prob(drawn[:, None, :2], torch.arange(3))
+    assert (of_label.argmax(1) == drawn[:, 2:5].argmax(1))[~hidden].double().mean() > 0.95
+    real = nn.functional.softplus(-drawn.sum(1))
+    false = nn.functional.softplus(encoded.sum(1)).view(2, 600).mean(0)
+    torch.testing.assert_close(discrimination.loss, real + false)
+    fooling = nn.functional.softplus(-encoded.sum(1)).view(2, 600).mean(0)
+    both = torch.cat([batch.x, batch.labelled.x])
+    reconstruction = -likelihood(z).log_prob(both).view(2, 600).mean(0)
+    torch.testing.assert_close(generation.loss, reconstruction + 3 * fooling)
+
+
+# Which labels are seen
+
+
+def test_the_choice_of_labels_is_stratified_and_drawn_by_the_seed():
+    given = torch.arange(200) % 4
+    given[torch.arange(0, 200, 7)] = -1
+    chosen = choose_labelled(given, 42, 4, seed=0)
+    assert chosen.tolist() == sorted(set(chosen.tolist()))
+    counts = given[chosen].bincount(minlength=4)
+    assert counts.tolist() == [11, 11, 10, 10]
+    assert torch.equal(chosen, choose_labelled(given, 42, 4, seed=0))
+    assert not torch.equal(chosen, choose_labelled(given, 42, 4, seed=1))
+
+
+def test_a_rare_class_gives_what_it_has():
+    given = torch.cat([torch.zeros(50, dtype=torch.long), torch.ones(3, dtype=torch.long)])
+    assert given[choose_labelled(given, 20, 2, seed=0)].bincount().tolist() == [17, 3]
+
+
+def test_zero_takes_every_known_label():
+    given = torch.tensor([0, -1, 1, 1, -1, 2])
+    assert choose_labelled(given, 0, 3, seed=0).tolist() == [0, 2, 3, 5]
+    assert choose_labelled(given, 4, 3, seed=0).tolist() == [0, 2, 3, 5]
+
+
+@pytest.mark.parametrize(
+    ("given", "count", "message"),
+    [
+        (torch.full((9,), -1), 5, "the training data has none; leave out '_semi'"),
+        (torch.arange(9) % 3, 10, "use at most 9"),
+        (torch.arange(9) % 3, 2, "use at least 3"),
+    ],
+)
+def test_impossible_counts_of_labels_are_refused(given, count, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        choose_labelled(given, count, 3, seed=0)
+
+
+TINY = {
+    "hidden_size": 8, "denoiser_size": 8, "denoiser_layers": 2, "steps": 2, "prior_denoiser": "false", "samples": 4,
+    "sleep_steps": 1, "flow_layers": 2, "context_size": 6, "threads": 1, "evaluation": "quick",
+}  # fmt: skip
+
+
+def small(out, method="ddvi", **overrides):
+    """A run of a few seconds, of 300 digits."""
+    values = TINY | {"epochs": 2, "limit": 300, "n_labels": 30, "batch_size": 50, "out": out} | overrides
+    return resolve("digits_semi", f"{method}_semi", "pinwheel", values)
+
+
+@pytest.fixture
+def no_measures(monkeypatch):
+    """Leave out what follows training."""
+    monkeypatch.setattr(runs, "_evaluate", lambda *_: {})
+
+
+def weights(folder):
+    return checkpoint.load(folder / "model.safetensors")[0]
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    assert not [name for name in first if not torch.equal(first[name], second[name])]
+
+
+@pytest.mark.usefixtures("no_measures")
+@pytest.mark.parametrize("method", ["ddvi", "vae", "aae"])
+@pytest.mark.parametrize("others", ["wrong", "unknown"])
+def test_no_other_label_can_reach_the_training(method, others, tmp_path, monkeypatch):
+    settings = small(tmp_path / "first", method)
+    runs.train(settings)
+    whole = data.load("digits", None, settings.seed, settings.limit)
+    rows, _ = data.split_validation(whole, runs.fit_to_size(settings, len(whole.train_x)).validation, settings.seed)
+    chosen = choose_labelled(whole.train_y[rows], settings.n_labels, 10, settings.seed)
+    seen = rows[chosen]
+    changed = (whole.train_y + 1 + torch.arange(len(whole.train_y)) % 9) % 10
+    changed = changed if others == "wrong" else torch.full_like(changed, -1)
+    changed[seen] = whole.train_y[seen]
+    assert int((changed != whole.train_y).sum()) == len(changed) - 30
+    monkeypatch.setattr(data, "load", lambda *_: dataclasses.replace(whole, train_y=changed))
+    if others == "wrong":  # which rows are shown depends on the classes, so that choice is kept
+        monkeypatch.setattr(labels, "choose_labelled", lambda *_: chosen)
+    runs.train(small(tmp_path / "second", method))
+    assert_same(weights(tmp_path / "first"), weights(tmp_path / "second"))
+    # The labels that are shown do reach it: the test can tell.
+    changed[seen] = (changed[seen] + 1) % 10
+    monkeypatch.setattr(labels, "choose_labelled", lambda *_: chosen)
+    runs.train(small(tmp_path / "third", method))
+    first, third = weights(tmp_path / "first"), weights(tmp_path / "third")
+    assert any(not torch.equal(first[name], third[name]) for name in first)
+
+
+# Training
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_parameter_is_trained(method):
+    observations = Observations((6,), "bernoulli", "as_is", parts=3)
+    settings = resolve("digits_semi", f"{method}_semi", "pinwheel", TINY)
+    with seeded(0, method):
+        model = build_model(settings, observations)
+        x, label = torch.randint(0, 2, (60, 6)), torch.arange(20) % 3
+        (phase,) = make_phases(dataclasses.replace(settings, epochs=2))
+        trainer = Trainer(model, Schedule((phase,), 30), x, labelled=Labelled(x[:20], label))
+        trainer.fit()
+        total = {}
+        x = x.to(torch.get_default_dtype())
+        for update in phase.objective.updates(model, Batch(x, 1.0, Labelled(x[:20].repeat(3, 1), label.repeat(3)))):
+            groups = {child: list(getattr(model, child).named_parameters()) for child in update.children
+                      if getattr(model, child, None) is not None}  # fmt: skip
+            named = {f"{child}.{name}": value for child, pairs in groups.items() for name, value in pairs}
+            found = torch.autograd.grad(update.loss.mean(), list(named.values()), allow_unused=True)
+            for name, gradient in zip(named, found, strict=True):
+                if gradient is not None:
+                    assert gradient.isfinite().all(), name
+                    total[name] = total.get(name, 0.0) + float(gradient.abs().sum())
+    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {name for name, value in total.items() if value > 0} == names
+    if METHODS[method].posterior_class().has_density:
+        assert {"classifier.weight", "posterior.label.weight"} <= names
+
+
+class Stops:
+    """A listener that presses Ctrl-C in the middle of the second epoch."""
+
+    def step(self, epoch, step, steps):
+        if (epoch, step) == (1, 2):
+            signal.raise_signal(signal.SIGINT)
+
+    def epoch(self, row): ...
+
+    def message(self, text): ...
+
+
+@pytest.mark.usefixtures("no_measures")
+@pytest.mark.parametrize("method", ["ddvi", "vae", "aae"])
+def test_a_resumed_run_ends_the_same(method, tmp_path):
+    runs.train(small(tmp_path / "whole", method))
+    with pytest.raises(Interrupted):
+        runs.train(small(tmp_path / "parts", method), Stops())
+    runs.train(small(tmp_path / "parts", method, resume="true"))
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+# Names
+
+
+@pytest.mark.parametrize("alias", ["ddvi_semi", "diff_vae_warmup_semi"])
+@pytest.mark.parametrize(("dataset", "name", "count"), [("mnist", "mnist", 1000), ("cifar10", "cifar", 10_000)])
+def test_names_with_semi_are_accepted(alias, dataset, name, count):
+    settings = resolve(f"{dataset}_semi", alias, "swiss_roll")
+    assert (settings.dataset, settings.method, settings.semi_supervised) == (name, "ddvi", True)
+    assert settings.n_labels == count
+    assert str(settings.folder) == f"runs/{name}_semi/ddvi_semi/swiss_roll/seed0"
+
+
+def test_the_folder_says_semi():
+    settings = resolve("mnist_semi", "vae_semi", "pinwheel", {"seed": "3", "n_labels": "50"})
+    assert str(settings.folder) == "runs/mnist_semi/vae_semi/pinwheel/seed3"
+    assert settings.n_labels == 50
+    assert not resolve("mnist", "vae", "pinwheel").semi_supervised
+
+
+@pytest.mark.parametrize(
+    ("dataset", "method", "overrides", "message"),
+    [
+        ("mnist_semi", "vae", {}, "write 'mnist vae' or 'mnist_semi vae_semi'"),
+        ("mnist", "vae_semi", {}, "write 'mnist vae' or 'mnist_semi vae_semi'"),
+        ("mnist_semi", "vea_semi", {}, "'vae_semi'"),
+        ("mnist_semi", "diff_vae_warm_semi", {}, "'diff_vae_warmup_semi'"),
+        ("minst_semi", "vae_semi", {}, "'mnist_semi'"),
+        ("mnist_smei", "vae_semi", {}, "'mnist_semi'"),
+        ("mnist_semi", "vae_smei", {}, "'vae_semi'"),
+        ("mnist_semi", "vae_semi", {"n_label": "5"}, "'n_labels'"),
+        ("mnist_semi", "vae_semi", {"n_labels": "-5"}, "at least 0"),
+        ("mnist_semi", "vae_semi", {"semi_supervised": "true"}, "by its place"),
+    ],
+)
+def test_wrong_names_are_refused_in_one_sentence(dataset, method, overrides, message):
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        resolve(dataset, method, "pinwheel", overrides)
+    assert "\n" not in str(caught.value)
+
+
+def own_file(path, y):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(len(y), 4)) + 3 * (np.arange(len(y)) % 3)[:, None]
+    np.savez(path, x=x, **({} if (y < -1).any() else {"y": y}))
+    return str(path)
+
+
+@pytest.mark.usefixtures("no_measures")
+def test_an_own_file_with_unknown_labels_is_learnt_from(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    y = np.arange(120) % 3
+    y[np.arange(120) % 4 > 0] = -1
+    file = own_file(tmp_path / "cells.npz", y)
+    settings = resolve(file, "ddvi_semi", "pinwheel", TINY | {"epochs": 1, "batch_size": 20})
+    runs.train(settings)
+    assert str(settings.folder) == "runs/cells_semi/ddvi_semi/pinwheel/seed0"
+    assert weights(settings.folder)["classifier.weight"].shape[0] == 3
+
+
+@pytest.mark.usefixtures("no_measures")
+def test_an_own_file_without_labels_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = own_file(tmp_path / "cells.npz", np.full(60, -2))
+    with pytest.raises(InputError, match="needs labels, and the training data has none; leave out '_semi'"):
+        runs.train(resolve(file, "vae_semi", "pinwheel", TINY | {"epochs": 1, "batch_size": 20}))
+
+
+# Measures
+
+
+def test_calibration_error_is_the_sum_over_bins():
+    with seeded(0):
+        confidence, right = torch.rand(500), torch.rand(500) < 0.6
+    confidence[:2] = torch.tensor([0.0, 1.0])
+    expected = 0.0
+    for low in range(15):
+        inside = [
+            i for i, c in enumerate(confidence.tolist()) if low / 15 <= c < (low + 1) / 15 or (c == 1 and low == 14)
+        ]
+        if inside:
+            accuracy = sum(right[i].item() for i in inside) / len(inside)
+            expected += len(inside) / 500 * abs(accuracy - confidence[inside].mean().item())
+    assert evaluation.calibration_error(confidence, right) == pytest.approx(expected, abs=1e-6)
+    assert evaluation.calibration_error(torch.ones(8), torch.ones(8, dtype=torch.bool)) == 0
+    assert evaluation.calibration_error(torch.ones(8), torch.zeros(8, dtype=torch.bool)) == 1
+
+
+def test_classification_measures_are_those_of_the_known_model(known):
+    model, (x, label) = known.model("gaussian"), known.simulate(40)
+    given = label.clone()
+    given[::5] = -1
+    dataset = Dataset("known", x, x, given, given, ("a", "b", "c"), None, {})
+    with torch.no_grad():
+        found = evaluation.classification(model, dataset, x, evaluation.QUICK)
+    kept = given >= 0
+    joint, truth = known.joint(x)[:, kept], label[kept]
+    guess = joint.argmax(0)
+    assert found["accuracy"] == pytest.approx(float((guess == truth).double().mean()))
+    confusion = np.zeros((3, 3), int)
+    np.add.at(confusion, (truth.numpy(), guess.numpy()), 1)
+    assert found["confusion_matrix"] == confusion.tolist(), "a row for each true label"
+    confidence = joint.softmax(0).max(0).values
+    assert found["calibration_error"] == pytest.approx(evaluation.calibration_error(confidence, guess == truth))
+    exact = joint.gather(0, truth[None])[0].mean()
+    assert found["joint_log_likelihood"] == pytest.approx(float(exact), abs=1e-3)
+
+
+@pytest.mark.parametrize("method", ["ddvi", "aae"])
+def test_a_run_is_judged_as_a_classifier_too(method, tmp_path):
+    metrics = runs.train(small(tmp_path / "run", method))
+    assert 0 <= metrics["accuracy"] <= 1
+    assert 0 <= metrics["calibration_error"] <= 1
+    confusion = np.array(metrics["confusion_matrix"])
+    assert confusion.sum() == metrics["test_examples"]
+    assert confusion.trace() / confusion.sum() == pytest.approx(metrics["accuracy"])
+    assert metrics["joint_log_likelihood"] <= metrics["log_likelihood"]
+    if method == "ddvi":
+        assert metrics["elbo"] < metrics["log_likelihood"]
+        assert metrics["iw_bound"] > metrics["elbo"]
+    assert (tmp_path / "run/latents.png").exists()
