@@ -39,12 +39,12 @@ run_one() {
 
 for dataset in mnist cifar mnist_semi cifar_semi; do
     case $dataset in
-    *_semi) methods='diff_vae_warmup_semi vae_semi iaf_vae_semi aae_semi' ;;
-    *) methods='diff_vae_warmup vae iaf_vae h_iaf_vae aae' ;;
+    *_semi) methods='diff_vae_warmup_semi vae_semi iaf_vae_semi aae_semi' seen=n_labels=200 ;;
+    *) methods='diff_vae_warmup vae iaf_vae h_iaf_vae aae' seen= ;;
     esac
     for method in $methods; do
         for prior in pinwheel swiss_roll less_noisy_square; do
-            run_one "$dataset" "$method" "$prior" limit=2000 epochs=1 evaluation=quick "$@"
+            run_one "$dataset" "$method" "$prior" limit=2000 epochs=1 evaluation=quick $seen "$@"
         done
     done
 done

@@ -20,7 +20,14 @@ from ddvi.methods import ALIASES, METHODS
 from ddvi.randomness import seeded
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/extending.md", "docs/architecture.md")
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/extending.md",
+    "docs/architecture.md",
+    "docs/methods/semi_supervised.md",
+)
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 EVERYWHERE = {"catalogue", "errors", "randomness"}  # left out of the picture of the modules
 

@@ -12,8 +12,8 @@ from torch import nn
 from torch.distributions import Categorical, MultivariateNormal, Normal
 
 from conftest import set_linear
-from ddvi import checkpoint, data, evaluation, labels, runs
-from ddvi.composition import Observations, build_model, make_phases
+from ddvi import checkpoint, data, evaluation, figures, labels, runs
+from ddvi.composition import Observations, build_model, make_phases, observe
 from ddvi.data import Dataset
 from ddvi.errors import InputError
 from ddvi.labels import choose_labelled
@@ -21,10 +21,11 @@ from ddvi.likelihoods import BernoulliLikelihood, GaussianLikelihood
 from ddvi.methods import METHODS
 from ddvi.model import LatentVariableModel
 from ddvi.objectives.adversarial import Adversarial
-from ddvi.objectives.base import Batch, Labelled
+from ddvi.objectives.base import Batch, Labelled, Objective
 from ddvi.objectives.elbo import ELBO, ImportanceWeighted
 from ddvi.objectives.semi_supervised import SemiSupervised
 from ddvi.objectives.wake_sleep import ReweightedWakeSleep, WakeSleep
+from ddvi.objectives.warm_up import WarmUp
 from ddvi.posteriors.base import VARIANCE_FLOOR
 from ddvi.posteriors.diffusion import DiffusionPosterior
 from ddvi.posteriors.flow import FlowPosterior
@@ -34,7 +35,7 @@ from ddvi.posteriors.implicit import ImplicitPosterior
 from ddvi.priors import as_prior, make_prior
 from ddvi.randomness import seeded
 from ddvi.settings import resolve
-from ddvi.training import Interrupted, Schedule, Trainer
+from ddvi.training import Interrupted, Phase, Schedule, Trainer
 
 # Bounds, on a model whose log p(x, l) is known
 
@@ -372,6 +373,36 @@ def test_reweighted_wake_sleep_with_labels_is_its_definition(name):
 
 
 @pytest.mark.usefixtures("float64")
+def test_warm_up_with_labels_is_the_bound_of_the_simpler_chain():
+    model, batch = make_model("diffusion"), make_batch()
+    wake, sleep = losses(WarmUp(kl_weight=0.5), model, batch)
+    log_q, posterior = log_label(model, batch.x), model.posterior
+    draw = posterior.without_context(posterior.encoder(batch.x) + posterior.label.weight[:, None]).draw((1,))
+
+    def bound(x, z, log_ratio, label):
+        prior = model.prior.log_prob(z, label) - math.log(3)
+        return model.likelihood(z).log_prob(x) + 0.5 * (prior - log_ratio)
+
+    unlabelled = 0.0
+    for i in range(3):
+        of_label = bound(batch.x, draw.z[0, i], draw.log_ratio[0, i], torch.full((7,), i))
+        unlabelled = unlabelled + log_q[:, i].exp() * (of_label - 0.5 * log_q[:, i])
+    x, label = batch.labelled.x, batch.labelled.label
+    draw = posterior.without_context(posterior.encode(x, label)).draw((1,))
+    labelled = bound(x, draw.z[0], draw.log_ratio[0], label)
+    assert_loss(wake, -unlabelled - labelled + WEIGHT * classification(model, batch.labelled))
+    assert "classifier" in wake.children
+    assert sleep.children == ("posterior",)
+
+
+def test_every_phase_learns_from_labels():
+    settings = resolve("mnist_semi", "diff_vae_warmup_semi", "pinwheel", {"preset": "paper"})
+    phases = make_phases(settings)
+    assert [phase.epochs for phase in phases] == [100, 30, 70]
+    assert all(isinstance(phase.objective, SemiSupervised) for phase in phases)
+
+
+@pytest.mark.usefixtures("float64")
 def test_without_labels_or_a_classifier_training_is_refused():
     model, batch = make_model("gaussian"), make_batch()
     with pytest.raises(InputError, match="needs labelled examples"):
@@ -539,6 +570,28 @@ def test_every_parameter_is_trained(method):
         assert {"classifier.weight", "posterior.label.weight"} <= names
 
 
+def test_each_step_draws_as_many_labelled_examples_afresh():
+    seen = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Watches(Objective):
+        def updates(self, model, batch):
+            seen.append((len(batch.x), batch.labelled.x.flatten().tolist(), batch.labelled.label.tolist()))
+            return iter(())
+
+    with seeded(0):
+        model = make_model("gaussian")
+    labelled = Labelled(torch.arange(6.0)[:, None], torch.arange(6) % 3)
+    for seed in (0, 0, 1):
+        Trainer(model, Schedule((Phase(2, Watches()),), 30, seed=seed), torch.zeros(50, 1), labelled=labelled).fit()
+    first, again, other = seen[:4], seen[4:8], seen[8:]
+    assert first == again
+    assert len({tuple(x) for _, x, _ in first + other}) == 8, "another batch each step, epoch and seed"
+    for count, x, label in seen:
+        assert len(x) == len(label) == count
+        assert label == [value % 3 for value in x]
+
+
 class Stops:
     """A listener that presses Ctrl-C in the middle of the second epoch."""
 
@@ -670,7 +723,7 @@ def test_classification_measures_are_those_of_the_known_model(known):
 
 @pytest.mark.parametrize("method", ["ddvi", "aae"])
 def test_a_run_is_judged_as_a_classifier_too(method, tmp_path):
-    metrics = runs.train(small(tmp_path / "run", method))
+    metrics = runs.train(small(tmp_path / "run", method, limit=100, batch_size=30))
     assert 0 <= metrics["accuracy"] <= 1
     assert 0 <= metrics["calibration_error"] <= 1
     confusion = np.array(metrics["confusion_matrix"])
@@ -681,3 +734,54 @@ def test_a_run_is_judged_as_a_classifier_too(method, tmp_path):
         assert metrics["elbo"] < metrics["log_likelihood"]
         assert metrics["iw_bound"] > metrics["elbo"]
     assert (tmp_path / "run/latents.png").exists()
+
+
+# Pictures
+
+
+def colours(axes):
+    return {tuple(colour) for colour in axes.collections[0].get_facecolors()}
+
+
+def test_latents_are_shown_by_true_and_by_predicted_label():
+    with seeded(0):
+        z = torch.randn(60, 2)
+    label = torch.arange(60) % 3
+    figure = figures.latent_space(z, label, z, ("cat", "dog", "fox"), "title", torch.zeros_like(label), label)
+    true, predicted, prior = figure.axes
+    assert (len(colours(true)), len(colours(predicted)), len(colours(prior))) == (3, 1, 3)
+    assert "predicted" in predicted.get_title()
+    assert true.get_xlim() == predicted.get_xlim() == prior.get_xlim()
+
+
+def test_samples_have_a_row_for_each_label():
+    images = (torch.arange(3).repeat_interleave(10) / 2)[:, None, None, None].expand(30, 1, 4, 4)
+    figure = figures.sample_grid(images, images, "title", ("cat", "dog", "fox"))
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.texts] == ["cat", "dog", "fox"]
+    shown = np.asarray(axes.images[0].get_array())
+    assert shown.shape == (14, 49), "three rows of ten, a white pixel between"
+    for i, text in enumerate(axes.texts):
+        row = shown[round(text.get_position()[1]), ::5]
+        assert (row == i / 2).all(), "a name stands at its row"
+
+
+@pytest.mark.parametrize("kind", ["images", "table"])
+def test_the_pictures_of_a_run_with_labels(kind, tmp_path):
+    with seeded(0):
+        x = torch.randint(0, 256, (30, 1, 6, 6), dtype=torch.uint8) if kind == "images" else torch.randn(30, 5)
+    label = torch.arange(30) % 3
+    dataset = Dataset(kind, x, x, label, label, ("a", "b", "c"), 255.0 if kind == "images" else None, {})
+    settings = resolve("digits_semi", "vae_semi", "pinwheel", TINY)
+    with seeded(0):
+        model = build_model(settings, observe(dataset, settings), x).eval()
+    with torch.no_grad():
+        model.classifier.bias.copy_(torch.tensor([-99.0, 99.0, -99.0]))
+    given = []
+    draw = model.posterior.with_label
+    model.posterior.with_label = lambda features, label: given.append(label) or draw(features, label)
+    figures.draw_all(tmp_path, model, dataset, [], settings)
+    assert all((drawn == 1).all() for drawn in given), "latents and reconstructions are of the label's posterior"
+    assert sorted({len(drawn) for drawn in given}) == [16, 30]
+    names = {"latents.png", "samples.png", "reconstructions.png", "curves.png"}
+    assert {path.name for path in tmp_path.iterdir()} == names

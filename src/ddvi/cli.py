@@ -231,8 +231,11 @@ def _list(_: argparse.Namespace) -> int:
     methods = {
         name: method.description + "".join(f" (also as {alias})" for alias, of in ALIASES.items() if of == name)
         for name, method in METHODS.items()
+    } | {"METHOD_semi": "any of them, learning from n_labels labels too, as in 'mnist_semi vae_semi pinwheel'"}
+    datasets = DATASETS | {
+        "DATASET_semi": "any of them, for semi-supervised learning: of the labels n_labels are seen",
+        "FILE.npz, FILE.npy": "your own: x, or x_train and x_test; perhaps labels y, -1 where unknown",
     }
-    datasets = DATASETS | {"FILE.npz, FILE.npy": "your own: x, or x_train and x_test; perhaps labels y"}
     groups = {
         "Datasets": datasets,
         "Methods": methods,

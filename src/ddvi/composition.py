@@ -153,12 +153,16 @@ def make_objective(settings: Settings) -> Objective:
 
 def make_phases(settings: Settings) -> list[Phase]:
     """Training from its first to its last epoch: warm-up, a frozen decoder, then everything."""
+    first: Objective = WarmUp(settings.kl_weight)
     objective = make_objective(settings)
-    if settings.semi_supervised and isinstance(objective, DataObjective):
-        objective = SemiSupervised(objective, settings.classifier_weight)
+    if settings.semi_supervised:
+        first, objective = (
+            SemiSupervised(each, settings.classifier_weight) if isinstance(each, DataObjective) else each
+            for each in (first, objective)
+        )
     warm, frozen = settings.warmup, settings.freeze_decoder
     phases = [
-        Phase(warm, WarmUp(settings.kl_weight)),
+        Phase(warm, first),
         Phase(frozen, objective, frozenset({"likelihood"})),
         Phase(settings.epochs - warm - frozen, objective),
     ]

@@ -137,23 +137,30 @@ def _mean_and_error(name: str, values: Tensor) -> dict[str, float]:
 
 
 def _bounds(model: LatentVariableModel, x: Tensor, effort: Effort, tell: Callable[[str], None]) -> dict[str, Any]:
-    elbo = torch.cat([model.log_weights(part, effort.elbo_draws).double().mean(0) for part in x.split(_CHUNK)])
+    at_once = max(1, _DRAWS_AT_ONCE // (effort.elbo_draws * _candidates(model)))
+    elbo = torch.cat([model.log_weights(part, effort.elbo_draws).double().mean(0) for part in x.split(at_once)])
     tell("importance-weighted bound")
     permutation = torch.randperm(len(x), generator=generator(_FIXED_SEED, "permutation"))
     chosen = x[permutation[: effort.iw_examples].to(x.device)]
-    bound = importance_weighted_bound(model, chosen, effort.iw_draws)
+    draws = effort.iw_draws // _candidates(model)
+    bound = importance_weighted_bound(model, chosen, draws)
     return {
         **_mean_and_error("elbo", elbo),
         "elbo_draws": effort.elbo_draws,
         **_mean_and_error("iw_bound", bound),
-        "iw_bound_draws": effort.iw_draws,
+        "iw_bound_draws": draws,
         "iw_bound_examples": len(chosen),
     }
 
 
+def _candidates(model: LatentVariableModel) -> int:
+    """Labels that the bounds sum over; K draws in all are K / C for each."""
+    return model.prior.parts or 1 if model.classifier is not None else 1
+
+
 def importance_weighted_bound(model: LatentVariableModel, x: Tensor, draws: int) -> Tensor:
     """log 1/K Σ_k w_k of each x (N, *event): (N,), in pieces that fit into memory."""
-    at_once = max(1, _DRAWS_AT_ONCE // draws)
+    at_once = max(1, _DRAWS_AT_ONCE // (draws * _candidates(model)))
     return torch.cat([model.importance_weighted_bound(part, draws).double() for part in x.split(at_once)])
 
 
@@ -180,10 +187,11 @@ def _log_likelihood(
         return {}
     tell("importance-weighted bound in the place of the log-likelihood")
     chosen = x[: effort.stand_in_examples]
-    bound = importance_weighted_bound(model, chosen, effort.stand_in_draws)
+    draws = effort.stand_in_draws // _candidates(model)
+    bound = importance_weighted_bound(model, chosen, draws)
     return {
         **_mean_and_error("log_likelihood_iw", bound),
-        "log_likelihood_iw_draws": effort.stand_in_draws,
+        "log_likelihood_iw_draws": draws,
         "log_likelihood_iw_examples": len(chosen),
         "_log_likelihood": bound,
     }

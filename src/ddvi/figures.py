@@ -216,7 +216,8 @@ def curves(history: Sequence[Mapping[str, Any]], title: str) -> Figure:
             axes.set_axis_off()
             continue
         points = [(float(row["epoch"]), float(row[names[i]])) for row in history if row.get(names[i]) not in (None, "")]
-        epochs, values = zip(*points, strict=True)
+        points = [(epoch, value) for epoch, value in points if math.isfinite(value)]
+        epochs, values = zip(*points, strict=True) if points else ((), ())
         bound = names[i] == "validation_bound"
         axes.plot(
             epochs, values, color=PALETTE[4] if bound else PALETTE[0], linewidth=1.4, marker="." * (len(points) < 3)

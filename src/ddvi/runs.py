@@ -167,6 +167,8 @@ def _evaluate(
 
     folder, say = settings.folder, listener.message if listener else _silent
     model.eval()
+    if next(model.parameters()).device.type == "mps":
+        model.to("cpu")  # the measures need double precision
     started = time.monotonic()
     report = (lambda what: say(f"evaluating: {what}")) if listener else None
     measures = evaluation.evaluate(

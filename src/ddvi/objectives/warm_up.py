@@ -10,17 +10,18 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
+from torch import Tensor
 
 from ddvi.errors import InputError
 from ddvi.model import LatentVariableModel
-from ddvi.objectives.base import Batch, Objective, Update
+from ddvi.objectives.base import Batch, DataObjective, Update, data_update
 from ddvi.objectives.elbo import bound_terms
 from ddvi.posteriors.diffusion import DiffusionPosterior
 
 
 @final
 @dataclass(frozen=True)
-class WarmUp(Objective):
+class WarmUp(DataObjective):
     """The simpler model that the paper starts from: an encoder of z_T, and a denoiser that knows the prior alone.
 
     The ELBO through the unconditional chain trains encoder and decoder; the denoiser learns from draws of the prior.
@@ -35,16 +36,19 @@ class WarmUp(Objective):
     sleep_steps: int = 1
     levels: int | None = 1
 
+    def loss(
+        self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float = 1.0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        view = model.view(x, label)
+        weights = model.weigh(x, _diffusion(model).without_context(view.features).draw((1,)), view.label)
+        loss = -weights.log_weight(self.kl_weight).mean(0)
+        if view.log_label is not None and view.summed:
+            loss = view.average(loss + self.kl_weight * view.log_label)
+        return loss, bound_terms(view, weights)
+
     def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
-        posterior = model.posterior
-        if not isinstance(posterior, DiffusionPosterior):
-            raise InputError(
-                "warm-up trains the denoiser of a diffusion posterior, and this model has none; use warmup=0"
-            )
-        view = model.view(batch.x)
-        weights = model.weigh(batch.x, posterior.without_context(view.features).draw((1,)), view.label)
-        loss = view.average(-weights.log_weight(self.kl_weight).mean(0))
-        yield Update(("likelihood", "posterior"), loss, bound_terms(view, weights))
+        posterior = _diffusion(model)
+        yield data_update(self, model, batch)
         for _ in range(self.sleep_steps):
             with torch.no_grad():
                 z = model.prior.sample((len(batch.x),))
@@ -52,3 +56,9 @@ class WarmUp(Objective):
                 conditional = posterior.without_context(posterior.encode(batch.x))
             loss = -conditional.log_bound(z, self.levels)
             yield Update(("posterior",), loss, {"sleep": loss})
+
+
+def _diffusion(model: LatentVariableModel) -> DiffusionPosterior:
+    if not isinstance(model.posterior, DiffusionPosterior):
+        raise InputError("warm-up trains the denoiser of a diffusion posterior, and this model has none; use warmup=0")
+    return model.posterior
