@@ -57,7 +57,7 @@ def fastest_path() -> str:
     file = cache_folder() / "matrix_products.json"
     machine = f"{processor()} {torch.__version__} {torch.get_num_threads()}"
     known: dict[str, str] = {}
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, TypeError):
         known = dict(json.loads(file.read_text()))
     if known.get(machine) not in PATHS:
         known[machine] = _probe()

@@ -1,0 +1,67 @@
+"""The arithmetic of a run: exact enough, remembered, and given back."""
+
+import json
+
+import pytest
+import torch
+
+from ddvi.arithmetic import LARGEST_ERROR, PATHS, arithmetic, fastest_path, measure_path
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DDVI_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "matrix_products.json"
+
+
+def test_the_callers_arithmetic_is_given_back_even_after_an_error():
+    before = torch.get_num_threads(), torch.get_default_dtype(), torch.get_float32_matmul_precision()
+    with pytest.raises(KeyError), arithmetic("64", threads=1, path="medium"):
+        assert torch.get_default_dtype() == torch.float64
+        assert torch.get_float32_matmul_precision() == "medium"
+        raise KeyError
+    assert before == (torch.get_num_threads(), torch.get_default_dtype(), torch.get_float32_matmul_precision())
+
+
+def test_the_chosen_path_keeps_single_precision_and_the_callers_random_state():
+    state = torch.get_rng_state()
+    path = fastest_path()
+    _, error = measure_path(path, (64, 300, 200))
+    assert error <= LARGEST_ERROR
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_choice_is_remembered_by_machine(cache):
+    chosen = fastest_path()
+    (machine,) = json.loads(cache.read_text())
+    another = next(path for path in PATHS if path != chosen)
+    cache.write_text(json.dumps({machine: another}))
+    with arithmetic() as path:
+        assert path == another, "what was measured before is not measured again"
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"x": 3}', "\x00"])
+def test_a_damaged_memory_is_measured_anew(cache, content):
+    cache.parent.mkdir()
+    cache.write_text(content)
+    assert fastest_path() in PATHS
+    assert fastest_path() in json.loads(cache.read_text()).values()
+
+
+def test_an_unwritable_cache_does_not_matter(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DDVI_CACHE", str(tmp_path / "file" / "below"))
+    assert fastest_path() in PATHS
+
+
+def test_an_inexact_path_is_refused(monkeypatch):
+    seconds = {"highest": 3.0, "high": 2.0, "medium": 1.0}
+    errors = {"highest": 1e-7, "high": 2e-7, "medium": 1e-3}
+    monkeypatch.setattr("ddvi.arithmetic.measure_path", lambda path, shape: (seconds[path], errors[path]))
+    assert fastest_path() == "high", "the fastest of those that keep single precision"
+
+
+def test_a_small_gain_keeps_the_default(monkeypatch):
+    seconds = {"highest": 1.1, "high": 1.0, "medium": 1.05}
+    monkeypatch.setattr("ddvi.arithmetic.measure_path", lambda path, shape: (seconds[path], 1e-7))
+    assert fastest_path() == "highest"
