@@ -131,20 +131,17 @@ def build_model(settings: Settings, observations: Observations, train_x: Tensor 
 def make_objective(settings: Settings) -> Objective:
     """The objective that the settings describe."""
     bound: dict[str, Any] = {"kl_weight": settings.kl_weight, "kl_rise": settings.kl_rise}
-    samples: dict[str, Any] = {"samples": settings.samples} if settings.samples else {}
-    sleep: dict[str, Any] = {"sleep_weight": settings.sleep_weight} if settings.sleep_weight else {}
-    if settings.sleep_levels:
-        sleep["levels"] = settings.sleep_levels
-    elbo = ELBO(**samples, **bound, path_gradient=settings.path_gradient)
+    levels = settings.sleep_levels or None
+    elbo = ELBO(settings.samples, **bound, path_gradient=settings.path_gradient)
     match settings.objective:
         case "elbo":
             return elbo
         case "importance_weighted":
-            return ImportanceWeighted(**samples, **bound)
+            return ImportanceWeighted(settings.samples, **bound)
         case "wake_sleep":
-            return WakeSleep(elbo, settings.sleep_steps, **sleep)
+            return WakeSleep(elbo, settings.sleep_steps, settings.sleep_weight, levels)
         case "reweighted_wake_sleep":
-            return ReweightedWakeSleep(**samples, **sleep)
+            return ReweightedWakeSleep(settings.samples, settings.sleep_weight, levels)
         case "adversarial":
             return Adversarial(settings.adversarial_weight)
         case other:

@@ -140,8 +140,7 @@ def _bounds(model: LatentVariableModel, x: Tensor, effort: Effort, tell: Callabl
     at_once = max(1, _DRAWS_AT_ONCE // (effort.elbo_draws * _candidates(model)))
     elbo = torch.cat([model.log_weights(part, effort.elbo_draws).double().mean(0) for part in x.split(at_once)])
     tell("importance-weighted bound")
-    permutation = torch.randperm(len(x), generator=generator(_FIXED_SEED, "permutation"))
-    chosen = x[permutation[: effort.iw_examples].to(x.device)]
+    chosen = x[_permutation(x)[: effort.iw_examples]]
     draws = effort.iw_draws // _candidates(model)
     bound = importance_weighted_bound(model, chosen, draws)
     return {
@@ -151,6 +150,11 @@ def _bounds(model: LatentVariableModel, x: Tensor, effort: Effort, tell: Callabl
         "iw_bound_draws": draws,
         "iw_bound_examples": len(chosen),
     }
+
+
+def _permutation(x: Tensor) -> Tensor:
+    """The fixed order of test examples (N,) whose first few stand for all."""
+    return torch.randperm(len(x), generator=generator(_FIXED_SEED, "permutation")).to(x.device)
 
 
 def _candidates(model: LatentVariableModel) -> int:
@@ -198,19 +202,18 @@ def _log_likelihood(
 
 
 def _gaps(model: LatentVariableModel, x: Tensor, metrics: dict[str, Any], effort: Effort) -> dict[str, Any]:
-    """What the bound loses, on all examples, and KL(q(z|x) ‖ p(z|x)), on the first few."""
+    """What the bound loses, on all examples, and KL(q(z|x) ‖ p(z|x)), on the first of the fixed permutation."""
     inference_gap = metrics["log_likelihood"] - metrics["elbo"]
     if model.classifier is None and not model.posterior(x[:1]).auxiliaries:
         return {"inference_gap": inference_gap, "marginal_gap": inference_gap}
     gaps = []
-    for start in range(0, min(effort.gap_examples, len(x)), 10):
-        part = x[start : start + 10]
+    rows = _permutation(x)[: effort.gap_examples]
+    for part in x[rows].split(10):
         z = torch.stack([model.latent(part) for _ in range(effort.gap_draws)])
         log_q = model.log_posterior(part, z, effort.gap_auxiliary_draws)
         # KL = E_q[ log q(z|x) − log p(x, z) ] + log p(x)
         gaps.append((log_q - model.likelihood.log_prob(part, z) - model.prior.log_prob(z)).double().mean(0))
-    gap = torch.cat(gaps)
-    gap = gap + metrics["_log_likelihood"][: len(gap)]
+    gap = torch.cat(gaps) + metrics["_log_likelihood"][rows]
     return {
         "inference_gap": inference_gap,
         **_mean_and_error("marginal_gap", gap),

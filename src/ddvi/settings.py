@@ -13,6 +13,11 @@ from ddvi.catalogue import DATASETS, LIKELIHOODS, NOISE_SCHEDULES, OBJECTIVES, P
 from ddvi.errors import InputError, check_name
 from ddvi.methods import ALIASES, METHODS, PAPER
 
+OBJECTIVE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "importance_weighted": {"samples": 8},
+    "wake_sleep": {"sleep_levels": 1},
+    "reweighted_wake_sleep": {"samples": 8, "sleep_weight": 0.3},
+}
 DATASET_ALIASES = {"cifar10": "cifar"}
 SEMI = "_semi"
 N_LABELS = {"mnist": 1000, "fashion_mnist": 1000, "cifar": 10_000, "digits": 100}
@@ -54,14 +59,14 @@ class Settings:
     objective: str = setting(
         "auto", "what training maximises; auto takes the method's own", choices=("auto", *OBJECTIVES)
     )
-    samples: int = setting(0, "K, draws per example in training; 0 takes the objective's own", minimum=0)
+    samples: int = setting(1, "K, draws per example in training; 8 where they are reweighted", minimum=1)
     kl_weight: float = setting(1.0, "weight of the divergence in training; 1 is the bound", minimum=0)
     kl_rise: float = setting(0.0, "share of training over which kl_weight rises linearly from 0", minimum=0, maximum=1)
     path_gradient: bool = setting(False, "elbo and wake_sleep: score log q with parameters held fixed")
     sleep_steps: int = setting(3, "wake_sleep: steps on fantasies per step on data", minimum=0)
-    sleep_weight: float = setting(0.0, "weight of the sleep term; 0 takes the objective's own", minimum=0)
+    sleep_weight: float = setting(1.0, "weight of the sleep term; 0.3 in reweighted_wake_sleep", minimum=0)
     sleep_levels: int = setting(
-        0, "terms of the chain's bound drawn per example; 0 takes the objective's own", minimum=0
+        0, "terms of the chain's bound drawn per example, 0 for all of them; 1 in wake_sleep", minimum=0
     )
     warmup: int = setting(0, "ddvi: epochs with the simpler model first", minimum=0)
     freeze_decoder: int = setting(0, "epochs with a frozen decoder, after warmup", minimum=0)
@@ -193,9 +198,11 @@ def resolve(dataset: str, method: str, prior: str, overrides: Mapping[str, str] 
         layers[name] = layers[name] * values.get("epochs", epochs) // epochs  # the same share of a shorter training
     if semi:
         layers |= {"semi_supervised": True, "n_labels": N_LABELS.get(dataset, 0)}
-    settings = Settings(**{"dataset": dataset, "method": method, "prior": prior, **layers, **values})
-    if settings.objective == "auto":
-        settings = dataclasses.replace(settings, objective=METHODS[method].objective)
+    objective = values.get("objective", layers.get("objective", "auto"))
+    objective = METHODS[method].objective if objective == "auto" else objective
+    layers = OBJECTIVE_DEFAULTS.get(objective, {}) | layers
+    named: dict[str, Any] = {"dataset": dataset, "method": method, "prior": prior}
+    settings = Settings(**(named | layers | values | {"objective": objective}))
     _check_together(settings)
     return settings
 
