@@ -201,8 +201,8 @@ def resolve(dataset: str, method: str, prior: str, overrides: Mapping[str, str] 
     objective = values.get("objective", layers.get("objective", "auto"))
     objective = METHODS[method].objective if objective == "auto" else objective
     layers = OBJECTIVE_DEFAULTS.get(objective, {}) | layers
-    named: dict[str, Any] = {"dataset": dataset, "method": method, "prior": prior}
-    settings = Settings(**(named | layers | values | {"objective": objective}))
+    composed: dict[str, Any] = {"dataset": dataset, "method": method, "prior": prior, "objective": objective}
+    settings = Settings(**(layers | values | composed))
     _check_together(settings)
     return settings
 
