@@ -243,7 +243,10 @@ def classification(model: LatentVariableModel, dataset: Dataset, x: Tensor, effo
         joint = torch.cat(
             [
                 exact_log_likelihood(
-                    as_prior(_Part(model.prior, label)), model.likelihood, x[known][labels == label], nodes=effort.nodes
+                    as_prior(_Part(model.prior, label)),
+                    model.likelihood,
+                    x[known][labels == label],
+                    nodes=effort.nodes // classes,
                 ).log_likelihood
                 for label in range(classes)
                 if (labels == label).any()

@@ -227,7 +227,7 @@ class PriorDenoiser(nn.Module):
         draws = prior.sample((10_000,), generator=generator(0, "extent"))
         extent = float(draws.abs().max()) * 1.1 + 0.5
         with torch.no_grad():
-            table = _tabulate(prior, noise, extent, cells, nodes)
+            table = _tabulate(_density(prior, draws, extent, nodes), noise, extent, cells)
         # (t, cell of the first coordinate, cell of the second) in rows, so that one index finds a pair.
         self.register_buffer("table", table.flatten(0, 2).to(torch.get_default_dtype()), persistent=False)
         self.register_buffer("extent", torch.tensor(extent), persistent=False)
@@ -245,13 +245,23 @@ class PriorDenoiser(nn.Module):
         return near * (1 - u) + far * u
 
 
-def _tabulate(prior: Prior, noise: NoisingProcess, extent: float, cells: int, nodes: int) -> Tensor:
-    """The table (T, cells, cells, 2) on [−extent, extent]², in double precision."""
-    fine = torch.linspace(-extent, extent, nodes, dtype=torch.float64)
+def _density(prior: Prior, draws: Tensor, extent: float, nodes: int, boxes: int = 64) -> Tensor:
+    """p(z) up to a factor on a grid (nodes, nodes) over [−extent, extent]²; only near draws (N, 2) is it asked for."""
+    box = ((draws / extent + 1) * (0.5 * boxes)).long().clamp(0, boxes - 1)
+    near = torch.zeros(1, 1, boxes, boxes)
+    near[0, 0, box[:, 0], box[:, 1]] = 1
+    near = nn.functional.interpolate(nn.functional.max_pool2d(near, 9, 1, 4), size=(nodes, nodes))[0, 0] > 0
+    axis = torch.linspace(-extent, extent, nodes)
+    points = axis[near.nonzero()].split(1 << 16)
+    log_density = torch.full((nodes, nodes), -torch.inf, dtype=torch.float64)
+    log_density[near] = torch.cat([prior.log_prob(part).double() for part in points])
+    return (log_density - log_density.max()).exp()
+
+
+def _tabulate(density: Tensor, noise: NoisingProcess, extent: float, cells: int) -> Tensor:
+    """The table (T, cells, cells, 2) on [−extent, extent]², in double precision, of a density on a finer grid."""
+    fine = torch.linspace(-extent, extent, len(density), dtype=torch.float64)
     coarse = torch.linspace(-extent, extent, cells, dtype=torch.float64)
-    points = torch.cartesian_prod(fine, fine).to(torch.float32).split(1 << 16)
-    log_density = torch.cat([prior.log_prob(part).double() for part in points])
-    density = (log_density - log_density.max()).exp().view(nodes, nodes)
     table = torch.stack(torch.meshgrid(coarse, coarse, indexing="ij"), -1)
     levels = []
     # From the noisiest on: where a level underflows, far from the prior's mass, that of the level before stands in.
