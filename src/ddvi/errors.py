@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_MOST_TO_LIST = 20
+
 
 class InputError(ValueError):
     """Something that the user gave (a name, a value, a file, an array) can't be used; nothing is changed by then."""
@@ -34,4 +36,5 @@ def check_name(kind: str, given: str, allowed: Iterable[str]) -> str:
         return given
     close = difflib.get_close_matches(given.lower(), names, n=1, cutoff=0.5)
     hint = f"; did you mean '{close[0]}'?" if close else ""
-    raise InputError(f"unknown {kind} '{given}' (choose from {', '.join(names)}){hint}")
+    allowed = f"choose from {', '.join(names)}" if len(names) <= _MOST_TO_LIST else "'ddvi list' shows them all"
+    raise InputError(f"unknown {kind} '{given}' ({allowed}){hint}")
