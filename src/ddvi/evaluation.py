@@ -360,8 +360,9 @@ def clustering(model: LatentVariableModel, z: Tensor, labels: Tensor, classes: i
 def _image_discrepancy(model: LatentVariableModel, raw: Tensor, effort: Effort) -> dict[str, Any]:
     count = min(effort.prior_draws, len(raw))
     z = model.prior.sample((count,))
-    images = torch.cat([model.likelihood(part).mean.flatten(1) for part in z.split(_CHUNK)])
-    real = model.preprocessing.picture(raw[:count]).flatten(1)
+    restore = model.preprocessing.restore  # standardised images too are compared in [0, 1]
+    images = torch.cat([restore(model.likelihood(part).mean).flatten(1) for part in z.split(_CHUNK)])
+    real = restore(model.preprocessing.picture(raw[:count])).flatten(1)
     return {"mmd": maximum_mean_discrepancy(images, real), "mmd_examples": count}
 
 

@@ -36,6 +36,12 @@ def bound_terms(view: View, weights: Weights) -> dict[str, Tensor]:
     return terms
 
 
+def negative_elbo(view: View, weights: Weights, kl_weight: float) -> Tensor:
+    """−ELBO (B,), summed over labels where the view says so; weights are (K, *labels, B)."""
+    loss = -weights.log_weight(kl_weight).mean(0)
+    return loss if view.log_label is None or not view.summed else view.average(loss + kl_weight * view.log_label)
+
+
 def risen(kl_weight: float, kl_rise: float, progress: float) -> float:
     """The KL weight on its linear rise from 0 over the first `kl_rise` of training."""
     return kl_weight * min(1.0, progress / kl_rise) if kl_rise > 0 else kl_weight
@@ -68,10 +74,7 @@ class ELBO(DataObjective):
             draw = draw._replace(log_ratio=model.posterior.stopped_log_ratio(view.features, draw.path))
         weights = model.weigh(x, draw, view.label)
         kl_weight = risen(self.kl_weight, self.kl_rise, progress)
-        loss = -weights.log_weight(kl_weight).mean(0)
-        if view.log_label is not None and view.summed:
-            loss = view.average(loss + kl_weight * view.log_label)
-        return loss, bound_terms(view, weights)
+        return negative_elbo(view, weights, kl_weight), bound_terms(view, weights)
 
     def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
         yield data_update(self, model, batch)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ddvi.errors import InputError
 from ddvi.model import LatentVariableModel
 from ddvi.objectives.base import Batch, DataObjective, Update, data_update
-from ddvi.objectives.elbo import bound_terms
+from ddvi.objectives.elbo import bound_terms, negative_elbo
 from ddvi.posteriors.diffusion import DiffusionPosterior
 
 
@@ -41,10 +41,7 @@ class WarmUp(DataObjective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         view = model.view(x, label)
         weights = model.weigh(x, _diffusion(model).without_context(view.features).draw((1,)), view.label)
-        loss = -weights.log_weight(self.kl_weight).mean(0)
-        if view.log_label is not None and view.summed:
-            loss = view.average(loss + self.kl_weight * view.log_label)
-        return loss, bound_terms(view, weights)
+        return negative_elbo(view, weights, self.kl_weight), bound_terms(view, weights)
 
     def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
         posterior = _diffusion(model)
