@@ -21,7 +21,12 @@ def diagonal(*shape: int) -> DiagonalGaussian:
 
 def full(*shape: int) -> FullGaussian:
     factor = 0.7 * torch.randn(*shape, shape[-1]).tril(-1) + torch.diag_embed(torch.rand(*shape) + 0.3)
-    return FullGaussian(torch.randn(*shape), factor)
+    return FullGaussian(torch.randn(*shape), packed(factor))
+
+
+def packed(factor: torch.Tensor) -> torch.Tensor:
+    rows, columns = torch.tril_indices(factor.shape[-1], factor.shape[-1])
+    return factor[..., rows, columns]
 
 
 def reference(gaussian: DiagonalGaussian | FullGaussian) -> torch.distributions.Distribution:
@@ -96,7 +101,7 @@ def test_standard_density():
 @sizes
 def test_gradients_of_the_factorisation(size):
     def value(factor: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        gaussian = FullGaussian(torch.zeros(2, size), factor.tril()).mapped(
+        gaussian = FullGaussian(torch.zeros(2, size), packed(factor)).mapped(
             torch.full((2, 1), 0.7), torch.zeros(2, size), noise
         )
         return gaussian.log_prob(torch.ones(2, size))

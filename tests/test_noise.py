@@ -50,8 +50,8 @@ def test_step_back_is_the_posterior_of_the_chain_by_bayes_rule(schedule, steps):
         joint = log_normal(path[t], ratio * path[t - 1], variance) + log_normal(
             path[t - 1], noise.alpha[t - 1] * z, noise.sigma[t - 1] ** 2
         )
-        back = log_normal(path[t - 1], *noise.step_back(point(z), path[t], level))
-        marginal = log_normal(path[t], *noise.marginal(point(z), level))
+        back = log_normal(path[t - 1], *noise.step_back(point(z), path[t], noise.at(level)))
+        marginal = log_normal(path[t], *noise.marginal(point(z), noise.at(level)))
         torch.testing.assert_close(back + marginal, joint, atol=1e-9, rtol=0, msg=f"Bayes' rule fails at t = {t}")
 
 
@@ -59,7 +59,7 @@ def test_step_back_is_the_posterior_of_the_chain_by_bayes_rule(schedule, steps):
 def test_step_back_from_the_first_level_is_the_latent_itself(schedule, steps):
     noise = NoisingProcess(steps, schedule)
     z, z_t = torch.randn(2, 4, 3)
-    mean, variance = noise.step_back(point(z), z_t, torch.tensor(1))
+    mean, variance = noise.step_back(point(z), z_t, noise.at(torch.tensor(1)))
     torch.testing.assert_close(mean, z, atol=1e-14, rtol=0)
     assert float(variance.abs().max()) == 0
 
@@ -74,7 +74,7 @@ def test_composed_steps_have_the_marginals(schedule, steps):
         torch.testing.assert_close(factor, noise.alpha[t], atol=1e-14, rtol=0)
         torch.testing.assert_close(variance, noise.sigma[t] ** 2, atol=1e-14, rtol=0)
     for t in range(steps, 1, -1):  # and back again, from z_0 = 1: z_t has mean `factor` and variance `variance`
-        mean, added = noise.step_back(point(torch.ones(1)), factor.view(1), torch.tensor(t))
+        mean, added = noise.step_back(point(torch.ones(1)), factor.view(1), noise.at(torch.tensor(t)))
         factor, variance = mean[0], noise.weight_current[t] ** 2 * variance + added[0]
         torch.testing.assert_close(factor, noise.alpha[t - 1], atol=1e-13, rtol=0)
         torch.testing.assert_close(variance, noise.sigma[t - 1] ** 2, atol=1e-13, rtol=0)
@@ -117,10 +117,10 @@ def test_levels_broadcast_over_draws():
     noise = NoisingProcess(5)
     z, z_t = torch.randn(2, 7, 4, 3)
     t = torch.randint(2, 6, (7, 4))
-    mean, variance = noise.step_back(point(z), z_t, t)
-    marginal, _ = noise.marginal(point(z), t)
+    mean, variance = noise.step_back(point(z), z_t, noise.at(t))
+    marginal, _ = noise.marginal(point(z), noise.at(t))
     for index in torch.cartesian_prod(torch.arange(7), torch.arange(4)).tolist():
-        alone = noise.step_back(point(z[*index]), z_t[*index], t[*index])
+        alone = noise.step_back(point(z[*index]), z_t[*index], noise.at(t[*index]))
         torch.testing.assert_close((mean[*index], variance[*index].expand(3)), tuple(alone))
         torch.testing.assert_close(marginal[*index], noise.alpha[t[*index]] * z[*index])
 

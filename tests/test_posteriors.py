@@ -393,9 +393,10 @@ def test_untrained_chain_without_context_denoises_a_standard_gaussian():
     z_t, noise = torch.randn(3, 2), posterior.noise
     for t in range(1, 5):
         # Of N(0, I) and its noised version: z_0 given z_t is N(α_t z_t, σ_t²).
-        mean, factor = conditional.predict(z_t, torch.tensor(t))
-        torch.testing.assert_close(mean, noise.alpha[t] * z_t, atol=1e-12, rtol=0)
-        torch.testing.assert_close(factor, noise.sigma[t] * torch.eye(2).expand(3, 2, 2), atol=1e-12, rtol=0)
+        prediction = conditional.predict(z_t, torch.tensor(t))
+        torch.testing.assert_close(prediction.mean, noise.alpha[t] * z_t, atol=1e-12, rtol=0)
+        factor = noise.sigma[t] * torch.eye(2).expand(3, 2, 2)
+        torch.testing.assert_close(prediction.factor, factor, atol=1e-12, rtol=0)
 
 
 def test_every_variance_has_its_floor():
@@ -404,12 +405,31 @@ def test_every_variance_has_its_floor():
         posterior.anchor.bias[2:] = -60.0
         posterior.denoiser.exit.bias[2:] = -60.0
     draw = posterior(torch.randn(4, 3)).draw((10,))
-    _, factor = posterior(torch.randn(4, 3)).predict(torch.randn(4, 2), torch.tensor(1))
+    factor = posterior(torch.randn(4, 3)).predict(torch.randn(4, 2), torch.tensor(1)).factor
     assert factor.diagonal(dim1=-2, dim2=-1).min() ** 2 >= VARIANCE_FLOOR * (1 - 1e-9)
     assert draw.log_ratio.isfinite().all()
 
 
 # Gradients
+
+
+@pytest.mark.parametrize("options", [{"latent_size": 2}, {"latent_size": 3, "steps": 1}, {"prior": "pinwheel"}])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
+def test_the_chains_fast_gradient_is_that_of_its_steps(options, dtype, tolerance):
+    """Jacobians of all steps at once against differentiation step by step, with the same random numbers."""
+    prior = make_prior(options["prior"]) if "prior" in options else None
+    posterior = perturbed("diffusion", **options | {"prior": prior}).to(dtype)
+    x, target = torch.randn(5, 3, dtype=dtype), torch.randn(5, posterior.latent_size, dtype=dtype)
+    found = []
+    for plain in (False, True):
+        posterior.plain_gradient = plain
+        torch.manual_seed(3)
+        draw = posterior(x).draw((4,))
+        value = (draw.log_ratio + ((draw.z - target) ** 2).sum(-1) + draw.path.sin().sum((0, -1))).mean()
+        found.append([draw.z, draw.log_ratio, *torch.autograd.grad(value, list(posterior.parameters()))])
+    largest = max(float(value.abs().max()) for value in found[1][2:])
+    for fast, plain in zip(*found, strict=True):
+        torch.testing.assert_close(fast, plain, atol=tolerance * largest, rtol=tolerance)
 
 
 @densities
@@ -508,9 +528,15 @@ def test_prior_denoiser_is_constant_beyond_its_grid_and_broadcasts_levels():
     far = torch.tensor([[50.0, 0.3]]) * denoiser.extent
     torch.testing.assert_close(denoiser(edge, torch.tensor(2)), denoiser(far, torch.tensor(2)))
     z_t = torch.randn(3, 5, 2)
-    together = denoiser(z_t, torch.tensor([1, 2, 3])[:, None])
+    together = denoiser(z_t)
     for t in (1, 2, 3):
         torch.testing.assert_close(together[t - 1], denoiser(z_t[t - 1], torch.tensor(t)))
+        torch.testing.assert_close(together[t - 1], denoiser(z_t[t - 1], t))
+    torch.testing.assert_close(together, denoiser(z_t, torch.tensor([1, 2, 3])[:, None]))
+    t = torch.tensor([[3, 1, 2, 3, 1], [2, 2, 1, 3, 3]])
+    mixed = denoiser(z_t[:2], t)
+    for place in torch.cartesian_prod(torch.arange(2), torch.arange(5)).tolist():
+        torch.testing.assert_close(mixed[*place], denoiser(z_t[*place], int(t[*place])))
 
 
 def test_prior_denoiser_meets_its_table_at_the_nodes():
@@ -518,5 +544,5 @@ def test_prior_denoiser_meets_its_table_at_the_nodes():
     axis = torch.linspace(-1, 1, 16) * denoiser.extent
     nodes = torch.cartesian_prod(axis, axis)
     for t in (1, 2):
-        table = denoiser.table.view(2, 256, 2)[t - 1]
+        table = denoiser.table[t - 1].permute(2, 1, 0).reshape(256, 2)
         torch.testing.assert_close(denoiser(nodes, torch.tensor(t)), table, atol=1e-9, rtol=0)

@@ -23,10 +23,13 @@ class DiagonalGaussian(NamedTuple):
     mean: Tensor
     variance: Tensor
 
+    def transform(self, noise: Tensor) -> Tensor:
+        """Standard normal noise (*S, *, D) to draws of that shape."""
+        return torch.addcmul(self.mean, self.variance.sqrt(), noise)
+
     def sample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
         """A reparameterised draw (*sample_shape, *, D)."""
-        noise = torch.randn(*sample_shape, *self.mean.shape, dtype=self.mean.dtype, device=self.mean.device)
-        return self.mean + self.variance.sqrt() * noise
+        return self.transform(_normal(self.mean, sample_shape))
 
     def draw(self, sample_shape: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
         """A reparameterised draw (*sample_shape, *, D) and its log density."""
@@ -43,50 +46,80 @@ class DiagonalGaussian(NamedTuple):
         ratio = other.variance / self.variance
         return 0.5 * (ratio - 1 - ratio.log() + (other.mean - self.mean) ** 2 / self.variance).sum(-1)
 
-    def mapped(self, factor: Tensor, shift: Tensor, noise: Tensor) -> Self:
+    def mapped(self, factor: Tensor, shift: Tensor | float, noise: Tensor) -> Self:
         """The law of factor · z + shift + ε, ε ~ N(0, noise I); factor and noise broadcastable to (*, 1)."""
         return self._replace(mean=factor * self.mean + shift, variance=factor**2 * self.variance + noise)
 
 
 class FullGaussian(NamedTuple):
-    """N(mean, L Lᵀ); mean (*, D), lower triangular L (*, D, D)."""
+    """N(mean, L Lᵀ); mean (*, D), and L's entries on and below the diagonal, row by row, (*, D (D + 1)/2)."""
 
     mean: Tensor
-    factor: Tensor
+    entries: Tensor
+
+    @property
+    def factor(self) -> Tensor:
+        """L, (*, D, D)."""
+        none = torch.zeros_like(self.mean[..., 0])
+        rows = [[*row, *[none] * (self.mean.shape[-1] - len(row))] for row in self._rows()]
+        return torch.stack([torch.stack(row, -1) for row in rows], -2)
+
+    def transform(self, noise: Tensor) -> Tensor:
+        """Standard normal noise (*S, *, D) to draws of that shape."""
+        along = noise.unbind(-1)
+        return self.mean + torch.stack([_dot(row, along) for row in self._rows()], -1)
 
     def sample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
         """A reparameterised draw (*sample_shape, *, D)."""
-        noise = torch.randn(*sample_shape, *self.mean.shape, dtype=self.mean.dtype, device=self.mean.device)
-        return self.mean + (self.factor * noise.unsqueeze(-2)).sum(-1)
-
-    def draw(self, sample_shape: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
-        """A reparameterised draw (*sample_shape, *, D) and its log density."""
-        z = self.sample(sample_shape)
-        return z, self.log_prob(z)
+        return self.transform(_normal(self.mean, sample_shape))
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density of z (*, D): (*,), in nats."""
-        whitened = _solve(self.factor, z - self.mean)
-        return -0.5 * (whitened**2 + _LOG_TWO_PI).sum(-1) - self._log_diagonal().sum(-1)
+        whitened = self._solve((z - self.mean).unbind(-1))
+        return -0.5 * (_dot(whitened, whitened) + len(whitened) * _LOG_TWO_PI) - self._log_determinant()
 
     def divergence_from(self, other: DiagonalGaussian) -> Tensor:
         """KL( other ‖ self ), (*,), in nats."""
         size = self.mean.shape[-1]
-        distance = (_solve(self.factor, other.mean - self.mean) ** 2).sum(-1)
+        whitened = self._solve((other.mean - self.mean).unbind(-1))
         # tr(Σ⁻¹ V) = Σ_ij (L⁻¹)_ij² V_jj, a column of L⁻¹ at a time.
         variances = other.variance.expand(self.mean.shape).unbind(-1)
-        columns = torch.eye(size, dtype=self.mean.dtype, device=self.mean.device).unbind(-1)
-        trace = sum((_solve(self.factor, e) ** 2).sum(-1) * v for e, v in zip(columns, variances, strict=True))
-        log_ratio = 2 * self._log_diagonal().sum(-1) - other.variance.log().expand(self.mean.shape).sum(-1)
-        return 0.5 * (trace + distance - size + log_ratio)
+        unit, none = torch.ones_like(variances[0]), torch.zeros_like(variances[0])
+        columns = [self._solve([unit if i == j else none for i in range(j, size)], j) for j in range(size)]
+        trace = _dot([_dot(column, column) for column in columns], variances)
+        log_ratio = 2 * self._log_determinant() - other.variance.log().expand(self.mean.shape).sum(-1)
+        return 0.5 * (trace + _dot(whitened, whitened) - size + log_ratio)
 
-    def mapped(self, factor: Tensor, shift: Tensor, noise: Tensor) -> Self:
+    def mapped(self, factor: Tensor, shift: Tensor | float, noise: Tensor) -> Self:
         """The law of factor · z + shift + ε, ε ~ N(0, noise I); factor and noise broadcastable to (*, 1)."""
-        widened = _factorise(factor.unsqueeze(-1) * self.factor, noise)
-        return self._replace(mean=factor * self.mean + shift, factor=widened)
+        # The Cholesky factor of factor² L Lᵀ + noise · I, entry by entry.
+        scaled, rows = self._replace(entries=factor * self.entries)._rows(), list[list[Tensor]]()
+        for i, entries in enumerate(scaled):
+            row: list[Tensor] = []
+            for j in range(i):
+                product = _dot(entries, scaled[j])
+                row.append((product - _dot(row, rows[j]) if j else product) / rows[j][j])
+            square = _dot(entries, entries) + noise.squeeze(-1)
+            rows.append([*row, (square - _dot(row, row) if row else square).sqrt()])
+        entries = torch.stack([entry for row in rows for entry in row], -1)
+        return self._replace(mean=factor * self.mean + shift, entries=entries)
 
-    def _log_diagonal(self) -> Tensor:
-        return self.factor.diagonal(dim1=-2, dim2=-1).log()
+    def _rows(self) -> list[Sequence[Tensor]]:
+        """The rows of L up to the diagonal."""
+        entries = self.entries.unbind(-1)
+        return [entries[i * (i + 1) // 2 : (i + 1) * (i + 2) // 2] for i in range(self.mean.shape[-1])]
+
+    def _solve(self, value: Sequence[Tensor], start: int = 0) -> list[Tensor]:
+        """L⁻¹ of a vector whose entries before `start` are zero, from there on, by forward substitution."""
+        solved: list[Tensor] = []
+        for row, entry in zip(self._rows()[start:], value, strict=True):
+            solved.append((entry - _dot(solved, row[start:]) if solved else entry) / row[-1])
+        return solved
+
+    def _log_determinant(self) -> Tensor:
+        """log det L, (*,)."""
+        diagonal = [row[-1] for row in self._rows()]
+        return torch.stack(diagonal, -1).log().sum(-1)
 
 
 Gaussian = DiagonalGaussian | FullGaussian
@@ -104,29 +137,14 @@ def standard_log_prob(z: Tensor) -> Tensor:
     return -0.5 * (z**2 + _LOG_TWO_PI).sum(-1)
 
 
-def _solve(factor: Tensor, value: Tensor) -> Tensor:
-    """L⁻¹ value for lower triangular L (*, D, D) and value (*, D), by forward substitution."""
-    solved: list[Tensor] = []
-    for i in range(value.shape[-1]):
-        known = sum((factor[..., i, j] * solved[j] for j in range(i)), torch.zeros_like(value[..., i]))
-        solved.append((value[..., i] - known) / factor[..., i, i])
-    return torch.stack(solved, -1)
+def _normal(like: Tensor, sample_shape: tuple[int, ...]) -> Tensor:
+    """Standard normal noise (*sample_shape, *like.shape)."""
+    return torch.randn(*sample_shape, *like.shape, dtype=like.dtype, device=like.device)
 
 
-def _factorise(factor: Tensor, noise: Tensor) -> Tensor:
-    """The Cholesky factor of L Lᵀ + noise · I for L (*, D, D), noise broadcastable to (*, 1)."""
-    size = factor.shape[-1]
-    rows: list[list[Tensor]] = []
-    for i in range(size):
-        row: list[Tensor] = []
-        for j in range(i + 1):
-            entry = (factor[..., i, : j + 1] * factor[..., j, : j + 1]).sum(-1)
-            entry = entry - sum((row[k] * rows[j][k] for k in range(j)), torch.zeros_like(entry)) if j < i else entry
-            if i == j:
-                entry = entry + noise.squeeze(-1) - sum((part**2 for part in row), torch.zeros_like(entry))
-                row.append(entry.sqrt())
-            else:
-                row.append(entry / rows[j][j])
-        rows.append(row)
-    empty = torch.zeros_like(rows[0][0])
-    return torch.stack([torch.stack([*row, *[empty] * (size - len(row))], -1) for row in rows], -2)
+def _dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+    """Σ_i left_i right_i, as far as the shorter goes."""
+    total = left[0] * right[0]
+    for a, b in zip(left[1:], right[1:], strict=False):
+        total = torch.addcmul(total, a, b)
+    return total

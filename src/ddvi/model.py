@@ -110,7 +110,7 @@ class LatentVariableModel(nn.Module):
         """log q(l | x) of x (B, *event): (B, C); without a classifier log p(l | z) at the encoded z."""
         if self.classifier is not None:
             return self.classifier(self.posterior.encode(x)).log_softmax(-1)
-        z = self.posterior(x).draw().z
+        z = self.posterior(x).sample()
         every = torch.arange(self.prior.parts or 1, device=x.device)[:, None]
         return self.prior.log_prob(z[None], every).log_softmax(0).T
 
@@ -142,7 +142,7 @@ class LatentVariableModel(nn.Module):
             logits = self.classifier(features)
             label = torch.distributions.Categorical(logits=logits, validate_args=False).sample()
             features = self.posterior.with_label(features, label)
-        return self.posterior.condition(features).draw().z
+        return self.posterior.condition(features).sample()
 
     def log_posterior(self, x: Tensor, z: Tensor, samples: int) -> Tensor:
         """log q(z | x) of z (S, B, D): (S, B), by `samples` draws of auxiliary variables, see `Conditional.log_prob`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -178,9 +179,34 @@ class Denoiser(nn.Module):
         nn.init.zeros_(self.exit.weight)
         nn.init.zeros_(self.exit.bias)
 
-    def forward(self, inputs: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """Inputs (*S, B, ·), t integers 1 … T broadcastable to (*S, B), `context` (B, hidden) from `self.context`."""
-        h = nn.functional.silu(self.entrance(inputs) + self.time[0, t - 1] + context)
-        for index, layer in enumerate(self.hidden, start=1):
-            h = nn.functional.silu(layer(h) + self.time[index, t - 1])
+    def biases(self, t: Tensor) -> list[Tensor]:
+        """The bias of each hidden layer at levels t (*), integers 1 … T: (*, hidden_size)."""
+        layers = [self.entrance, *self.hidden]
+        return [
+            nn.functional.embedding(t - 1, time + layer.bias) for layer, time in zip(layers, self.time, strict=True)
+        ]
+
+    def forward(self, inputs: Tensor, biases: Sequence[Tensor], context: Tensor) -> Tensor:
+        """Corrections for inputs (*S, B, ·).
+
+        Args:
+            inputs: what is known about each draw.
+            biases: from `biases`, broadcastable to (*S, B, hidden_size).
+            context: (B, hidden_size), from `self.context`.
+        """
+        h = _silu(nn.functional.linear(inputs, self.entrance.weight) + (biases[0] + context))
+        for layer, bias in zip(self.hidden, biases[1:], strict=True):
+            h = _silu(_affine(h, layer.weight, bias))
         return self.exit(h)
+
+
+def _affine(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A linear layer whose bias may differ between rows; at no cost where it doesn't."""
+    if bias.dim() == 1:
+        return nn.functional.linear(h, weight, bias)
+    return nn.functional.linear(h, weight) + bias
+
+
+def _silu(h: Tensor) -> Tensor:
+    """In place where nothing is to be differentiated."""
+    return nn.functional.silu(h, inplace=not h.requires_grad)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,19 @@ SCHEDULES: dict[str, Callable[[int], Tensor]] = {
 def point(z: Tensor) -> DiagonalGaussian:
     """The law of a known z (*, D): no variance."""
     return DiagonalGaussian(z, torch.zeros_like(z))
+
+
+class Levels(NamedTuple):
+    """The chain's constants at some levels t, each broadcastable to latents (*, D)."""
+
+    alpha: Tensor
+    sigma: Tensor
+    weight_start: Tensor
+    """w0_t."""
+    weight_current: Tensor
+    """wt_t."""
+    step_variance: Tensor
+    """v_t."""
 
 
 class NoisingProcess(nn.Module):
@@ -107,21 +121,20 @@ class NoisingProcess(nn.Module):
             setattr(self, name, value.to(getattr(self, name)))
         return self
 
-    def at(self, constant: Tensor, t: Tensor) -> Tensor:
-        """`constant[t]` with a trailing axis, to multiply latents of shape (*t.shape, D)."""
-        return constant[t].unsqueeze(-1)
+    def at(self, t: Tensor | slice) -> Levels:
+        """The constants at levels t (*), integers or a slice of them; each (*, 1)."""
+        return Levels(*(getattr(self, name)[t].unsqueeze(-1) for name in Levels._fields))
 
-    def marginal(self, start: DiagonalGaussian, t: Tensor) -> DiagonalGaussian:
-        """The law of z_t where z_0 has the law `start` (*, D); t integers broadcastable to (*,)."""
-        return start.mapped(self.at(self.alpha, t), start.mean.new_zeros(()), self.at(self.sigma, t) ** 2)
+    def marginal(self, start: DiagonalGaussian, t: Levels) -> DiagonalGaussian:
+        """The law of z_t where z_0 has the law `start` (*, D)."""
+        return start.mapped(t.alpha, 0.0, t.sigma**2)
 
-    def step_back(self, start: AnyGaussian, z_t: Tensor, t: Tensor) -> AnyGaussian:
+    def step_back(self, start: AnyGaussian, z_t: Tensor, t: Levels) -> AnyGaussian:
         """The law of z_{t-1} given z_t (*, D) where z_0 given z_t has the law `start`; at t = 1 that law itself.
 
         With `point(z_0)` it is r(z_{t-1} | z_t, z_0).
         """
-        shift = self.at(self.weight_current, t) * z_t
-        return start.mapped(self.at(self.weight_start, t), shift, self.at(self.step_variance, t))
+        return start.mapped(t.weight_start, t.weight_current * z_t, t.step_variance)
 
     def path(self, z: Tensor) -> Tensor:
         """One draw of (z_0, z_1 … z_T) from r given z_0 = z of shape (*, D): shape (T + 1, *, D)."""

@@ -51,6 +51,10 @@ class Conditional(abc.ABC):
         """Draw (z, a) and score them in one go."""
 
     @abc.abstractmethod
+    def sample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
+        """Draw z alone, (*sample_shape, *batch_shape, D), without its score."""
+
+    @abc.abstractmethod
     def log_ratio(self, path: Tensor) -> Tensor:
         """Score a path (1 + auxiliaries, *sample_shape, *batch_shape, D): shape (*sample_shape, *batch_shape)."""
 
@@ -115,6 +119,9 @@ class ExplicitConditional(Conditional):
     def draw(self, sample_shape: tuple[int, ...] = ()) -> Draw:
         z, log_prob = self.density.draw(sample_shape)
         return Draw(z, log_prob, z[None])
+
+    def sample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
+        return self.density.draw(sample_shape)[0]
 
     def log_ratio(self, path: Tensor) -> Tensor:
         return self.density.log_prob(path[0])

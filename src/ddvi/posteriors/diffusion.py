@@ -23,20 +23,56 @@ anchor and the prior's own denoiser are ours.
 
 from __future__ import annotations
 
-from typing import final
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Self, final
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from ddvi.gaussians import DiagonalGaussian, FullGaussian, Gaussian, stack
 from ddvi.networks import Denoiser
-from ddvi.noise import NoisingProcess, point
+from ddvi.noise import Levels, NoisingProcess, point
 from ddvi.posteriors.base import VARIANCE_FLOOR, Conditional, Draw, Posterior
 from ddvi.posteriors.gaussian import GaussianHead
 from ddvi.priors import Prior
 from ddvi.randomness import generator
 
 _LARGEST_LOG_FACTOR = 6.0  # of a variance against its anchor: e^±6 either way
+_JACOBIANS_UP_TO = 4  # latent dimensions: a pass for each of them is cheaper than T small ones
+
+
+class _Steps(NamedTuple):
+    """What the steps at some levels know before they see z_t, each broadcastable to latents (*, D).
+
+    The exact denoiser of the anchor is N( gain z_t + offset, scale² ), and rate z_t + shift is z_t in units of its own
+    spread.
+    """
+
+    gain: Tensor
+    offset: Tensor
+    scale: Tensor
+    rate: Tensor
+    shift: Tensor
+    levels: Levels
+
+    @classmethod
+    def of(cls, anchor: DiagonalGaussian, levels: Levels) -> Self:
+        alpha, sigma = levels.alpha, levels.sigma
+        total = alpha**2 * anchor.variance + sigma**2
+        rate = total.rsqrt()
+        gain = alpha * anchor.variance / total
+        offset = sigma**2 / total * anchor.mean
+        return cls(gain, offset, anchor.variance.sqrt() * sigma * rate, rate, -alpha * rate * anchor.mean, levels)
+
+    def each(self) -> list[_Steps]:
+        """One for each entry of the first axis."""
+        *own, levels = self
+        each = zip(*levels, strict=True)
+        return [
+            _Steps(*parts, Levels(*constants)) for *parts, constants in zip(*map(Tensor.unbind, own), each, strict=True)
+        ]
 
 
 @final
@@ -56,42 +92,85 @@ class DiffusionConditional(Conditional):
         self.posterior = posterior
         self.noise = posterior.noise
         self.auxiliaries = posterior.noise.steps
-        self.start = self.noise.marginal(start, posterior.levels[-1])
+        self.last = self.noise.at(posterior.levels[-1])
+        self.start = self.noise.marginal(start, self.last)
         self.anchor = anchor
         self.context = context
 
-    def predict(self, z_t: Tensor, t: Tensor) -> Gaussian:
-        """The prediction of z_0; z_t is (*, *batch_shape, D), t broadcastable to z_t.shape[:-1]."""
-        alpha, sigma = self.noise.at(self.noise.alpha, t), self.noise.at(self.noise.sigma, t)
-        total = alpha**2 * self.anchor.variance + sigma**2
-        mean = (sigma**2 * self.anchor.mean + alpha * self.anchor.variance * z_t) / total
-        variance = self.anchor.variance * sigma**2 / total
-        whitened = (z_t - alpha * self.anchor.mean) * total.rsqrt()
-        return self.posterior.corrected(DiagonalGaussian(mean, variance), z_t, whitened, t, self.context)
+    def predict(self, z_t: Tensor, t: Tensor | None = None) -> Gaussian:
+        """The prediction of z_0.
 
-    def step(self, z_t: Tensor, t: Tensor) -> Gaussian:
+        Args:
+            z_t: (*, *batch_shape, D).
+            t: broadcastable to (*, *batch_shape); None where z_1 … z_T are stacked in front.
+        """
+        levels = self._levels(z_t.dim() - 2) if t is None else t
+        known = _Steps.of(self.anchor, self.noise.at(levels))
+        return self.posterior.predict(z_t, t, known, self.posterior.denoiser.biases(levels), self.context)
+
+    def step(self, z_t: Tensor, t: Tensor | None = None) -> Gaussian:
         """q(z_{t-1} | z_t, x), shapes as in `predict`."""
-        return self.noise.step_back(self.predict(z_t, t), z_t, t)
+        levels = self._levels(z_t.dim() - 2) if t is None else t
+        return self.noise.step_back(self.predict(z_t, t), z_t, self.noise.at(levels))
+
+    def sample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
+        ((z, _, _),) = deque(self._run(sample_shape), maxlen=1)
+        return z
 
     def draw(self, sample_shape: tuple[int, ...] = ()) -> Draw:
-        path, steps = [self.start.sample(sample_shape)], []
-        for t in self.posterior.levels.flip(0):
-            steps.append(self.step(path[-1], t))
-            path.append(steps[-1].sample())
-        stacked = torch.stack(path[::-1])
-        # Scored after the chain, all steps at once.
-        log_q = self.start.log_prob(stacked[-1]) + stack(steps[::-1]).log_prob(stacked[:-1]).sum(0)
-        return Draw(stacked[0], log_q - self.log_reverse(stacked), stacked)
+        if torch.is_grad_enabled() and not self.posterior.plain_gradient:
+            path, log_q = self._linked(sample_shape)
+        else:
+            latents, steps, _ = zip(*self._run(sample_shape), strict=True)
+            path = torch.stack(latents[::-1])
+            # Scored after the chain, all steps at once.
+            log_q = stack(steps[:0:-1]).log_prob(path[:-1])
+        return Draw(path[0], self.start.log_prob(path[-1]) + log_q.sum(0) - self.log_reverse(path), path)
+
+    def _run(self, sample_shape: tuple[int, ...]) -> Iterator[tuple[Tensor, Gaussian, Tensor]]:
+        """Draw z_T … z_0, one after the other, each with its law and the standard normal noise that made it."""
+        levels = self._levels(self.start.mean.dim() - 1)
+        each = _Steps.of(self.anchor, self.noise.at(levels)).each()
+        biases = self.posterior.denoiser.biases(self.posterior.levels)
+        law: Gaussian = self.start
+        noise = torch.randn(*sample_shape, *law.mean.shape, dtype=law.mean.dtype, device=law.mean.device)
+        z = law.transform(noise)
+        yield z, law, noise
+        for t in range(self.noise.steps, 0, -1):
+            known, own = each[t - 1], [bias[t - 1] for bias in biases]
+            prediction = self.posterior.predict(z, t, known, own, self.context)
+            law, noise = self.noise.step_back(prediction, z, known.levels), torch.randn_like(z)
+            z = law.transform(noise)
+            yield z, law, noise
+
+    def _linked(self, sample_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """The path (1 + T, …, D) and log q of its steps (T, …), with the gradient of the whole chain.
+
+        The chain is drawn without gradient. Then all steps are taken at once from where it went, and linked by the
+        chain rule with the Jacobian of each.
+        """
+        with torch.no_grad():
+            latents, _, noises = zip(*self._run(sample_shape), strict=True)
+        came_from = torch.stack(latents[-2::-1]).requires_grad_()
+        noise = torch.stack(noises[:0:-1])
+        steps = self.step(came_from)
+        went_to = steps.transform(noise)
+        log_q = steps.log_prob(went_to)
+        outputs = [*went_to.unbind(-1), log_q]
+        *jacobian, slope = (torch.autograd.grad(out.sum(), came_from, retain_graph=True)[0] for out in outputs)
+        top = self.start.transform(noises[0])
+        linked: Any = _Linked.apply(torch.cat([went_to, top[None]]), log_q, torch.stack(jacobian), slope)
+        return linked
 
     def log_ratio(self, path: Tensor) -> Tensor:
-        steps = self.step(path[1:], self._levels_for(path[1:])).log_prob(path[:-1]).sum(0)
+        steps = self.step(path[1:]).log_prob(path[:-1]).sum(0)
         return self.start.log_prob(path[-1]) + steps - self.log_reverse(path)
 
     def log_reverse(self, path: Tensor) -> Tensor:
         """log r(z_1:T | z_0) = log r(z_T | z_0) + Σ_{t ≥ 2} log r(z_{t-1} | z_t, z_0)."""
-        z, t = point(path[0]), self._levels_for(path[1:])
-        value = self.noise.marginal(z, self.posterior.levels[-1]).log_prob(path[-1])
-        return value + self.noise.step_back(z, path[2:], t[1:]).log_prob(path[1:-1]).sum(0)
+        z, t = point(path[0]), self._levels(path.dim() - 2)[1:]
+        value = self.noise.marginal(z, self.last).log_prob(path[-1])
+        return value + self.noise.step_back(z, path[2:], self.noise.at(t)).log_prob(path[1:-1]).sum(0)
 
     def reverse_path(self, z: Tensor) -> Tensor:
         return self.noise.path(z)
@@ -106,21 +185,48 @@ class DiffusionConditional(Conditional):
         """
         steps, known = self.noise.steps, point(z)
         if levels is None or levels >= steps:
-            t = self._levels_for(z.expand(steps, *z.shape)).expand(steps, *z.shape[:-1])
+            t, drawn_t = self._levels(z.dim() - 1), None
+            drawn = DiagonalGaussian(z.expand(steps, *z.shape), known.variance)
         else:
-            t = torch.randint(1, steps + 1, (levels, *z.shape[:-1]), device=z.device)
-        z_t = self.noise.marginal(known, t).sample()
-        q, r = self.step(z_t, t), self.noise.step_back(known, z_t, t)
+            t = drawn_t = torch.randint(1, steps + 1, (levels, *z.shape[:-1]), device=z.device)
+            drawn = known
+        constants = self.noise.at(t)
+        z_t = self.noise.marginal(drawn, constants).sample()
+        q, r = self.step(z_t, drawn_t), self.noise.step_back(known, z_t, constants)
         first = t == 1
         # r(z_0|z_1,z_0) is a point: its term is the density itself. The filler keeps the unused branch finite.
         r = r._replace(variance=r.variance.masked_fill(first.unsqueeze(-1), 1.0))
         terms = torch.where(first, q.log_prob(z), -q.divergence_from(r))
-        last = self.start.divergence_from(self.noise.marginal(known, self.posterior.levels[-1]))
+        last = self.start.divergence_from(self.noise.marginal(known, self.last))
         return terms.sum(0) * (steps / t.shape[0]) - last
 
-    def _levels_for(self, stacked: Tensor) -> Tensor:
-        """t = 1 … T shaped to broadcast against stacked latents (T, *, D) without their last axis."""
-        return self.posterior.levels.view(-1, *[1] * (stacked.dim() - 2))
+    def _levels(self, axes: int) -> Tensor:
+        """t = 1 … T with so many axes behind them, (T, 1 …)."""
+        return self.posterior.levels.view(-1, *[1] * axes)
+
+
+class _Linked(torch.autograd.Function):
+    """Steps that were taken from detached latents, put together to a chain.
+
+    Step t went from z_t to z_{t-1} and was scored s_t, with ∂z_{t-1}/∂z_t and ∂s_t/∂z_t known. Backwards, what a loss
+    wants of z_{t-1} and s_t is handed on to z_t, from t = 1 up, and to the parameters of each step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, path: Tensor, scores: Tensor, jacobian: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+        """Path (1 + T, *, D), scores (T, *), jacobian (D, T, *, D) with z_{t-1}'s entry first, slope (T, *, D)."""
+        ctx.save_for_backward(jacobian, slope)
+        return path.clone(), scores.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        jacobian, slope = ctx.saved_tensors
+        wanted = list(grads[0].unbind(0))
+        direct = torch.addcmul(grads[0][1:], grads[1].unsqueeze(-1), slope)
+        for t, (rows, own) in enumerate(zip(jacobian.unbind(1), direct.unbind(0), strict=True), start=1):
+            wanted[t] = own + (rows * wanted[t - 1].movedim(-1, 0).unsqueeze(-1)).sum(0)
+        return torch.stack(wanted), grads[1], None, None
 
 
 @final
@@ -162,6 +268,8 @@ class DiffusionPosterior(Posterior):
         self.couplings = latent_size * (latent_size - 1) // 2 if full else 0
         outputs = 2 * latent_size + self.couplings
         self.denoiser = Denoiser(known * latent_size, outputs, self.features, steps, denoiser_size, denoiser_layers)
+        self.plain_gradient = latent_size > _JACOBIANS_UP_TO
+        """Whether a draw is differentiated step by step rather than with the Jacobians of all steps at once."""
 
     def condition(self, features: Tensor) -> DiffusionConditional:
         anchor = self.anchor.gaussian(features)
@@ -173,33 +281,43 @@ class DiffusionPosterior(Posterior):
         standard = DiagonalGaussian(torch.zeros_like(start.mean), torch.ones_like(start.variance))
         return DiffusionConditional(self, start, standard, features.new_zeros(()))
 
-    def corrected(
-        self, anchored: DiagonalGaussian, z_t: Tensor, whitened: Tensor, t: Tensor, context: Tensor
+    def predict(
+        self, z_t: Tensor, t: Tensor | int | None, known: _Steps, biases: Sequence[Tensor], context: Tensor
     ) -> Gaussian:
         """The anchored prediction (*, D) of z_0, its mean and covariance corrected by the network.
 
         The network sees z_t, the same in units of its own spread, and the prior's prediction of z_0, as it is and as a
         correction in the units that the network answers in.
+
+        Args:
+            z_t: (*, D).
+            t: levels that broadcast to (*), or None where z_1 … z_T are stacked in front.
+            known: what the steps know at these levels.
+            biases: the denoiser's at these levels.
+            context: the denoiser's view of x.
         """
-        scale = anchored.variance.sqrt()
-        inputs = [z_t, whitened]
+        mean = torch.addcmul(known.offset, known.gain, z_t)
+        inputs = [z_t, torch.addcmul(known.shift, known.rate, z_t)]
         if self.prior_denoiser is not None:
             believed = self.prior_denoiser(z_t, t)
-            inputs += [believed, torch.asinh((believed - anchored.mean) / scale)]
+            inputs += [believed, torch.asinh((believed - mean) / known.scale)]
         size = self.latent_size
-        correction, log_factor, coupling = self.denoiser(torch.cat(inputs, -1), t, context).split(
-            [size, size, self.couplings], -1
-        )
-        mean = anchored.mean + scale * correction
-        log_factor = _LARGEST_LOG_FACTOR * torch.tanh(log_factor / _LARGEST_LOG_FACTOR)
-        variance = (anchored.variance * log_factor.exp()).clamp_min(VARIANCE_FLOOR)
+        sizes = [size, size, self.couplings]
+        correction, log_factor, coupling = self.denoiser(torch.cat(inputs, -1), biases, context).split(sizes, -1)
+        mean = torch.addcmul(mean, known.scale, correction)
+        half_factor = 0.5 * _LARGEST_LOG_FACTOR * torch.tanh(log_factor / _LARGEST_LOG_FACTOR)
+        scale = (known.scale * half_factor.exp()).clamp_min(VARIANCE_FLOOR**0.5)
         if not self.couplings:
-            return DiagonalGaussian(mean, variance)
-        factor = torch.diag_embed(variance.sqrt())
-        below = torch.zeros_like(factor)
-        rows, columns = torch.tril_indices(size, size, -1, device=z_t.device)
-        below[..., rows, columns] = coupling * scale[..., rows]
-        return FullGaussian(mean, factor + below)
+            return DiagonalGaussian(mean, scale**2)
+        return FullGaussian(mean, self._packed(scale, known.scale, coupling))
+
+    def _packed(self, scale: Tensor, anchored: Tensor, coupling: Tensor) -> Tensor:
+        """Rows of a triangular factor: its diagonal, and couplings in units of the anchored scale of their row."""
+        entries: list[Tensor] = []
+        for i in range(self.latent_size):
+            row = coupling[..., i * (i - 1) // 2 : i * (i + 1) // 2] * anchored[..., i : i + 1]
+            entries += [row, scale[..., i : i + 1]] if i else [scale[..., :1]]
+        return torch.cat(entries, -1)
 
 
 @final
@@ -223,26 +341,35 @@ class PriorDenoiser(nn.Module):
 
     def __init__(self, prior: Prior, noise: NoisingProcess, cells: int = 256, nodes: int = 384) -> None:
         super().__init__()
-        self.cells = cells
         draws = prior.sample((10_000,), generator=generator(0, "extent"))
         extent = float(draws.abs().max()) * 1.1 + 0.5
         with torch.no_grad():
             table = _tabulate(_density(prior, draws, extent, nodes), noise, extent, cells)
-        # (t, cell of the first coordinate, cell of the second) in rows, so that one index finds a pair.
-        self.register_buffer("table", table.flatten(0, 2).to(torch.get_default_dtype()), persistent=False)
+        # As T pictures of two channels whose rows are the second coordinate, the form that `grid_sample` reads.
+        table = table.permute(0, 3, 2, 1).contiguous().to(torch.get_default_dtype())
+        self.register_buffer("table", table, persistent=False)
         self.register_buffer("extent", torch.tensor(extent), persistent=False)
 
-    def forward(self, z_t: Tensor, t: Tensor) -> Tensor:
-        """z_t (*, 2), t broadcastable to (*,): (*, 2), by bilinear interpolation."""
-        position = ((z_t / self.extent).clamp(-1, 1) + 1) * (0.5 * (self.cells - 1))
-        corner = position.detach().floor().clamp_max(self.cells - 2)
-        u, v = (position - corner).unsqueeze(-1).unbind(-2)
-        i, j = corner.long().unbind(-1)
-        row = ((t - 1) * self.cells + i) * self.cells + j
-        table, below = self.table, self.cells
-        near = table[row] * (1 - v) + table[row + 1] * v
-        far = table[row + below] * (1 - v) + table[row + below + 1] * v
-        return near * (1 - u) + far * u
+    def forward(self, z_t: Tensor, t: Tensor | int | None = None) -> Tensor:
+        """z_t (*, 2) at t, as in `DiffusionPosterior.predict`: (*, 2), by bilinear interpolation."""
+        position = z_t / self.extent
+        if t is None:
+            found = _interpolated(self.table, position.reshape(len(z_t), 1, -1, 2))
+        elif isinstance(t, int) or t.dim() == 0:
+            found = _interpolated(self.table[t - 1][None], position.reshape(1, 1, -1, 2))
+        else:
+            # Levels in any order: the third axis of one volume, read at its slices.
+            depth = (t - 1).to(z_t.dtype) * (2 / max(1, len(self.table) - 1)) - 1
+            position = torch.cat([position, depth.expand(z_t.shape[:-1]).unsqueeze(-1)], -1)
+            volume = self.table.transpose(0, 1)[None]
+            found = _interpolated(volume, position.reshape(1, 1, 1, -1, 3))
+        return found.reshape(z_t.shape)
+
+
+def _interpolated(table: Tensor, position: Tensor) -> Tensor:
+    """Tables (N, 2, …) at positions (N, …, points, dimensions) in [−1, 1] by linear interpolation: (N, points, 2)."""
+    found = nn.functional.grid_sample(table, position, padding_mode="border", align_corners=True)
+    return found.flatten(2).transpose(1, 2)
 
 
 def _density(prior: Prior, draws: Tensor, extent: float, nodes: int, boxes: int = 64) -> Tensor:

@@ -33,6 +33,10 @@ class HierarchicalConditional(Conditional):
         z, log_latent = self.latent_given(a).draw()
         return Draw(z, log_auxiliary + log_latent - gaussians.standard_log_prob(a), torch.stack([z, a]))
 
+    def sample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
+        a, _ = self.auxiliary.draw(sample_shape)
+        return self.latent_given(a).draw()[0]
+
     def log_ratio(self, path: Tensor) -> Tensor:
         z, a = path
         log_auxiliary = self.auxiliary.log_prob(a) - gaussians.standard_log_prob(a)

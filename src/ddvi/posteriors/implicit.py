@@ -22,8 +22,11 @@ class ImplicitConditional(Conditional):
 
     def draw(self, sample_shape: tuple[int, ...] = ()) -> Draw:
         """The point itself; its log_ratio is NaN, since it has none."""
-        z = self.z.expand(*sample_shape, *self.z.shape)
+        z = self.sample(sample_shape)
         return Draw(z, z.new_full(z.shape[:-1], float("nan")), z[None])
+
+    def sample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
+        return self.z.expand(*sample_shape, *self.z.shape)
 
     def log_ratio(self, path: Tensor) -> NoReturn:
         self._refuse()
