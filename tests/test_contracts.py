@@ -83,7 +83,7 @@ def test_draws_and_weights_have_their_shapes_and_are_finite(method, kind, latent
     assert weights.log_likelihood.shape == weights.log_prior.shape == draw.log_ratio.shape == (4, BATCH)
     assert weights.log_likelihood.isfinite().all()
     assert weights.log_prior.isfinite().all()
-    z, fantasy, _ = model.fantasise(5)
+    fantasy, z, _ = model.fantasise(5)
     assert z.shape == (5, latent_size)
     assert fantasy.shape == (5, *x.shape[1:])
     if model.posterior.has_density:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
+from ddvi import gaussians
 from ddvi.gaussians import DiagonalGaussian, FullGaussian, stack, standard_log_prob
 
 
@@ -25,8 +26,8 @@ def full(*shape: int) -> FullGaussian:
 
 
 def packed(factor: torch.Tensor) -> torch.Tensor:
-    rows, columns = torch.tril_indices(factor.shape[-1], factor.shape[-1])
-    return factor[..., rows, columns]
+    rows, columns = torch.tril_indices(factor.shape[-1], factor.shape[-1], -1)
+    return gaussians.packed(factor.diagonal(dim1=-2, dim2=-1), factor[..., rows, columns])
 
 
 def reference(gaussian: DiagonalGaussian | FullGaussian) -> torch.distributions.Distribution:

@@ -528,7 +528,7 @@ def test_prior_denoiser_is_constant_beyond_its_grid_and_broadcasts_levels():
     far = torch.tensor([[50.0, 0.3]]) * denoiser.extent
     torch.testing.assert_close(denoiser(edge, torch.tensor(2)), denoiser(far, torch.tensor(2)))
     z_t = torch.randn(3, 5, 2)
-    together = denoiser(z_t)
+    together = denoiser(z_t, slice(1, 4))
     for t in (1, 2, 3):
         torch.testing.assert_close(together[t - 1], denoiser(z_t[t - 1], torch.tensor(t)))
         torch.testing.assert_close(together[t - 1], denoiser(z_t[t - 1], t))

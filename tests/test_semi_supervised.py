@@ -195,7 +195,7 @@ def test_without_a_classifier_labels_follow_from_the_prior(known):
 def test_fantasies_bring_their_label(known):
     model = known.model("gaussian")
     with seeded(1):
-        z, _, label = model.fantasise(6000)
+        _, z, label = model.fantasise(6000)
     for part, centre in enumerate(known.parts.centres):
         assert abs(float((label == part).double().mean()) - 1 / 3) < 0.03
         assert (z[label == part].mean(0) - centre).abs().max() < 0.1
@@ -346,14 +346,16 @@ def test_wake_sleep_with_labels_is_its_definition(name, levels):
         assert not touches(update.loss, model.likelihood)
 
 
-def reweighted_by_hand(model, x, path, weights, log_q, label=None):
-    """Of candidates (N, B): one drawn by its weight, with its label."""
+def reweighted_by_hand(model, x, path, weights, label=None, dreamt=None):
+    """Of candidates (N, B): one drawn by its weight, with its label; with fantasies, their loss as well."""
     chosen = Categorical(logits=weights.detach().T).sample()
     z = torch.stack([path[0].flatten(0, -3)[k, n] for n, k in enumerate(chosen)]).detach()
     label = chosen % 3 if label is None else label
-    prior = model.prior.log_prob(z, label)
-    own = log_q.gather(1, label[:, None])[:, 0]
-    return -model.likelihood(z).log_prob(x) - prior - model.posterior(x, label).log_bound(z) - own
+    loss = -model.likelihood(z).log_prob(x) - model.prior.log_prob(z, label)
+    if dreamt is not None:
+        x, z, label = (torch.cat(pair) for pair in zip((x, z, label), dreamt, strict=True))
+    learnt = -model.posterior(x, label).log_bound(z) - log_label(model, x).gather(1, label[:, None])[:, 0]
+    return loss + learnt[: len(loss)], learnt[len(loss) :]
 
 
 @pytest.mark.usefixtures("float64")
@@ -361,14 +363,14 @@ def reweighted_by_hand(model, x, path, weights, log_q, label=None):
 def test_reweighted_wake_sleep_with_labels_is_its_definition(name):
     model, batch = make_model(name), make_batch()
     (update,) = losses(ReweightedWakeSleep(samples=6, sleep_weight=0.3), model, batch)
+    dreamt = model.fantasise(7)
     path = draw_all_labels(model, batch.x, 2).path  # two of each label make six
     weights = torch.stack([log_weight(model, batch.x, path[..., i, :, :], torch.tensor([i])) for i in range(3)], 1)
-    unlabelled = reweighted_by_hand(model, batch.x, path, weights.flatten(0, 1), log_label(model, batch.x))
-    unlabelled = unlabelled + 0.3 * sleep_by_hand(model, 7, None)
+    unlabelled, sleep = reweighted_by_hand(model, batch.x, path, weights.flatten(0, 1), dreamt=dreamt)
     x, label = batch.labelled.x, batch.labelled.label
     path = model.posterior(x, label).draw((6,)).path
-    labelled = reweighted_by_hand(model, x, path, log_weight(model, x, path, label), log_label(model, x), label)
-    assert_loss(update, unlabelled + labelled + WEIGHT * classification(model, batch.labelled))
+    labelled, _ = reweighted_by_hand(model, x, path, log_weight(model, x, path, label), label)
+    assert_loss(update, unlabelled + 0.3 * sleep + labelled + WEIGHT * classification(model, batch.labelled))
     assert [term for term in update.terms if "sleep" in term] == ["sleep"], "fantasies once"
 
 

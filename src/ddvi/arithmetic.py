@@ -8,6 +8,7 @@ each machine and remembered, so that the same run takes the same path every time
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import platform
 import time
@@ -24,6 +25,7 @@ PATHS = ("highest", "high", "medium")
 LARGEST_ERROR = 1e-6
 """Of a product against double precision, relative to its norm: what single precision keeps to."""
 _WORTH_IT = 1.2  # times as fast as the default, or the default stays
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of glibc's malloc.h
 _SHAPES = ((128, 784, 1000), (1024, 128, 128))
 
 
@@ -39,6 +41,7 @@ def arithmetic(precision: str = "32", threads: int = 0, path: str | None = None)
     Yields:
         The path of matrix products.
     """
+    _keep_memory()
     before = torch.get_num_threads(), torch.get_default_dtype(), torch.get_float32_matmul_precision()
     torch.set_num_threads(threads or before[0])
     torch.set_default_dtype(torch.float64 if precision == "64" else torch.float32)
@@ -50,6 +53,17 @@ def arithmetic(precision: str = "32", threads: int = 0, path: str | None = None)
         torch.set_num_threads(before[0])
         torch.set_default_dtype(before[1])
         torch.set_float32_matmul_precision(before[2])
+
+
+def _keep_memory() -> None:
+    """Let glibc keep what is freed: by default every large tensor is given back and faulted in again, page by page.
+
+    It concerns speed alone, and there is no way back: glibc doesn't tell what held before.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_MMAP_THRESHOLD, 1 << 30)
+        mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def fastest_path() -> str:

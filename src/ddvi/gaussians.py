@@ -73,6 +73,11 @@ class FullGaussian(NamedTuple):
         """A reparameterised draw (*sample_shape, *, D)."""
         return self.transform(_normal(self.mean, sample_shape))
 
+    def draw(self, sample_shape: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
+        """A reparameterised draw (*sample_shape, *, D) and its log density."""
+        z = self.sample(sample_shape)
+        return z, self.log_prob(z)
+
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density of z (*, D): (*,), in nats."""
         whitened = self._solve((z - self.mean).unbind(-1))
@@ -130,6 +135,17 @@ def stack(gaussians: Sequence[Gaussian]) -> Gaussian:
     """Gaussians of one kind and shape along a new first axis."""
     first, second = (torch.stack(torch.broadcast_tensors(*parts)) for parts in zip(*gaussians, strict=True))
     return type(gaussians[0])(first, second)
+
+
+def packed(diagonal: Tensor, below: Tensor) -> Tensor:
+    """The entries of a triangular factor, row by row, (*, D (D + 1)/2).
+
+    Args:
+        diagonal: (*, D).
+        below: what is below it, row by row, (*, D (D − 1)/2).
+    """
+    rows = below.split(list(range(diagonal.shape[-1])), -1)
+    return torch.cat([part for row in zip(rows, diagonal.split(1, -1), strict=True) for part in row], -1)
 
 
 def standard_log_prob(z: Tensor) -> Tensor:

@@ -45,6 +45,17 @@ class View(NamedTuple):
         return value if self.log_label is None or not self.summed else (self.log_label.exp() * value).sum(-2)
 
 
+class Fantasies(NamedTuple):
+    """Draws of the model itself."""
+
+    x: Tensor
+    """(N, *event)."""
+    z: Tensor
+    """(N, D)."""
+    label: Tensor | None
+    """(N,), or None in a model without labels."""
+
+
 class Weights(NamedTuple):
     """The parts of log w, each (*sample_shape, *batch_shape), in nats."""
 
@@ -96,12 +107,15 @@ class LatentVariableModel(nn.Module):
 
     def view(self, x: Tensor, label: Tensor | None = None) -> View:
         """Run the encoder once on x (B, *event), with known labels (B,) or, in a model with labels, for all of them."""
-        features = self.posterior.encode(x)
+        return self.view_of(self.posterior.encode(x), label)
+
+    def view_of(self, features: Tensor, label: Tensor | None = None) -> View:
+        """The same from features (B, features) that the encoder has given already."""
         if self.classifier is None:
             return View(features, None, None)
         log_label = self.classifier(features).log_softmax(-1).T
         if label is None:
-            label = torch.arange(len(log_label), device=x.device)[:, None]
+            label = torch.arange(len(log_label), device=features.device)[:, None]
         else:
             log_label = log_label.gather(0, label[None])[0]
         return View(self.posterior.with_label(features, label), label, log_label)
@@ -157,14 +171,14 @@ class LatentVariableModel(nn.Module):
         return (conditional.log_prob(every, samples)[0] + view.log_label).logsumexp(-2)
 
     @torch.no_grad()
-    def fantasise(self, count: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """z ~ p(z) (count, D), x ~ p_θ(x | z) (count, *event) and, with labels, z's own (count,); without gradient."""
+    def fantasise(self, count: int) -> Fantasies:
+        """z ~ p(z), x ~ p_θ(x | z) and, in a model with labels, l ~ p(l) first; without gradient."""
         label = None
         if self.classifier is not None and self.prior.parts:
             device = next(self.parameters()).device
-            label = torch.randint(self.prior.parts, (count,), generator=generator, device=device)
-        z = self.prior.sample((count,), label=label, generator=generator)
-        return z, self.likelihood(z).sample().to(z.dtype), label  # categories are drawn as integers
+            label = torch.randint(self.prior.parts, (count,), device=device)
+        z = self.prior.sample((count,), label=label)
+        return Fantasies(self.likelihood(z).sample().to(z.dtype), z, label)  # categories are drawn as integers
 
     def _candidates(self, x: Tensor, samples: int) -> tuple[View, Tensor]:
         view = self.view(x)

@@ -121,9 +121,10 @@ class NoisingProcess(nn.Module):
             setattr(self, name, value.to(getattr(self, name)))
         return self
 
-    def at(self, t: Tensor | slice) -> Levels:
-        """The constants at levels t (*), integers or a slice of them; each (*, 1)."""
-        return Levels(*(getattr(self, name)[t].unsqueeze(-1) for name in Levels._fields))
+    def at(self, t: Tensor | slice, axes: int = 0) -> Levels:
+        """The constants at levels t (*), each (*, 1); at a slice of levels with so many axes behind it, (·, 1 …, 1)."""
+        shape = (-1, *[1] * (axes + 1)) if isinstance(t, slice) else (*t.shape, 1)
+        return Levels(*(getattr(self, name)[t].view(shape) for name in Levels._fields))
 
     def marginal(self, start: DiagonalGaussian, t: Levels) -> DiagonalGaussian:
         """The law of z_t where z_0 has the law `start` (*, D)."""

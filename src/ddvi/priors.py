@@ -18,11 +18,11 @@ from typing import Any, final
 import numpy as np
 import torch
 from torch import Generator, Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.special import log_ndtr
 
 from ddvi.catalogue import PRIORS
 from ddvi.errors import InputError, check_name
+from ddvi.mixtures import Neighbourhoods, Nodes, log_mixture
 from ddvi.randomness import seeded
 
 
@@ -132,35 +132,6 @@ def _log_normal(x: Tensor, scale: float) -> Tensor:
     return -0.5 * (x / scale).square() - math.log(scale * math.sqrt(2 * math.pi))
 
 
-class _LogMixture(torch.autograd.Function):
-    """log Σ_j w_j exp(−|z − n_j|²) for z `(N, 2)`, over all nodes `(C, M)` or those of row `label`.
-
-    The gradient, 2 E[n_j − z|z], falls out of the same pass, so nothing of size N × nodes is kept for backward.
-    Differences are taken coordinate by coordinate: expanding the square would lose three digits in float32.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, label: Tensor | None, *constants: Tensor) -> Tensor:
-        width = constants[0].numel() if label is None else constants[0].shape[1]
-        # A block stays in the CPU's cache; elsewhere it only has to be large, and to fit.
-        rows = max(1, (2**17 if z.device.type == "cpu" else 2**24) // width)
-        value, score = z.new_empty(len(z)), torch.empty_like(z)
-        for block in (slice(start, start + rows) for start in range(0, len(z), rows)):
-            x, y, log_weight = (c.flatten() if label is None else c[label[block]] for c in constants)
-            dx, dy = x - z[block, :1], y - z[block, 1:]
-            terms = torch.addcmul(log_weight, dx, dx, value=-1).addcmul_(dy, dy, value=-1)
-            weights = terms.softmax(-1)  # many times as fast as exp where it underflows, which is nearly everywhere
-            value[block] = terms.amax(-1) - weights.amax(-1).log()
-            score[block] = 2 * torch.stack([dx.mul_(weights).sum(-1), dy.mul_(weights).sum(-1)], -1)
-        ctx.save_for_backward(score)
-        return value
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return grads[0].unsqueeze(-1) * ctx.saved_tensors[0], None, None, None, None
-
-
 class _Curve(_Structured):
     """A curve c(t) for each label in the first two coordinates, convolved with N(0, width² I) in all of them."""
 
@@ -169,6 +140,10 @@ class _Curve(_Structured):
     _position: Callable[[Tensor, Tensor], Tensor]  # label, noise ↦ t, of the law p(t|l)
     _log_speed: Callable[[Tensor], Tensor]  # t ↦ log p(t|l) within part l
     _point: Callable[[Tensor, Tensor], Tensor]  # t, label ↦ c(t), (*, 2)
+
+    def __init__(self, latent_size: int = 2, parts: int = 10, width: float | None = None):
+        super().__init__(latent_size, parts, width)
+        self._near: dict[torch.dtype, Neighbourhoods] = {}
 
     def _tabulate(self) -> tuple[Tensor, ...]:
         """Nodes x, y in units of √2 width, and log-weights, all of shape (C, M)."""
@@ -185,6 +160,12 @@ class _Curve(_Structured):
         x, y = (self._point(t, label) / (self.width * math.sqrt(2))).unbind(-1)
         return x.contiguous(), y.contiguous(), log_weight
 
+    def _neighbourhoods(self, like: Tensor) -> Neighbourhoods:
+        if like.dtype not in self._near:
+            with torch.inference_mode(False), torch.no_grad():
+                self._near[like.dtype] = Neighbourhoods(Nodes(*self._tabulate()), like)
+        return self._near[like.dtype]
+
     def _draw(self, shape: torch.Size, label: Tensor | None, options: dict[str, Any]) -> Tensor:
         label = torch.randint(self.count, shape, **options).long() if label is None else label
         z = self.width * torch.randn(*shape, *self.event_shape, **options)
@@ -192,7 +173,12 @@ class _Curve(_Structured):
         return z
 
     def _log_density(self, z: Tensor, label: Tensor | None) -> Tensor:
-        mixture: Any = _LogMixture.apply(z[:, :2] / (self.width * math.sqrt(2)), label, *self._constants(z))
+        place = z[:, :2] / (self.width * math.sqrt(2))
+        if label is None and z.device.type == "cpu":  # elsewhere to wait for the sizes of blocks would cost more
+            blocks = self._neighbourhoods(z).blocks(place)
+        else:
+            blocks = Nodes(*self._constants(z)).blocks(len(z), label)
+        mixture = log_mixture(place, blocks)
         constant = math.log(2 * math.pi * self.width**2 * (self.count if label is None else 1))
         return mixture - constant + _log_normal(z[:, 2:], self.width).sum(-1)
 

@@ -248,9 +248,11 @@ class Trainer:
             parameter.grad = None
         loss = update.loss.mean()
         self.fabric.backward(loss, inputs=parameters)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.schedule.clip_norm or math.inf)
+        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
         if not torch.isfinite(loss + norm):
             return False
+        if 0 < self.schedule.clip_norm < norm:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.schedule.clip_norm, norm)
         for name in active:
             optimizer = self.optimizers[name]
             optimizer.param_groups[0]["lr"] = lr

@@ -17,23 +17,18 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ddvi.model import LatentVariableModel, View
+from ddvi.model import Fantasies, LatentVariableModel, View
 from ddvi.objectives.base import Batch, DataObjective, Update, data_update
 from ddvi.objectives.elbo import ELBO, bound_terms
 
 
-def sleep_loss(model: LatentVariableModel, count: int, levels: int | None) -> Tensor:
-    """−E_r[ log q(z,a|x) − log r(a|z) ] on `count` fantasies (count,); `levels` as in `Conditional.log_bound`.
+def sleep_loss(model: LatentVariableModel, fantasies: Fantasies, levels: int | None) -> Tensor:
+    """−E_r[ log q(z,a|x) − log r(a|z) ] on fantasies (N,); `levels` as in `Conditional.log_bound`.
 
     In a model with labels, −log q(l|x) more, and z, a given the label.
     """
-    z, x, label = model.fantasise(count)
-    features = model.posterior.encode(x)
-    if label is None or model.classifier is None:
-        return -model.posterior.condition(features).log_bound(z, levels)
-    classification = torch.nn.functional.cross_entropy(model.classifier(features), label, reduction="none")
-    told = model.posterior.with_label(features, label)
-    return classification - model.posterior.condition(told).log_bound(z, levels)
+    view = model.view(fantasies.x, fantasies.label)
+    return _with_label(view, -model.posterior.condition(view.features).log_bound(fantasies.z, levels))
 
 
 @final
@@ -61,7 +56,7 @@ class WakeSleep(DataObjective):
     def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
         yield data_update(self, model, batch)
         for _ in range(self.sleep_steps):
-            loss = sleep_loss(model, len(batch.x), self.levels)
+            loss = sleep_loss(model, model.fantasise(len(batch.x)), self.levels)
             yield Update(("posterior", "classifier"), self.sleep_weight * loss, {"sleep": loss})
 
 
@@ -88,7 +83,11 @@ class ReweightedWakeSleep(DataObjective):
     def loss(
         self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float = 1.0
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        view = model.view(x, label)
+        count, sleeps = len(x), self.sleep_weight > 0 and label is None
+        fantasies = model.fantasise(count) if sleeps else Fantasies(x[:0], x[:0], None)
+        # Data and fantasies go through the encoder, and later through the posterior, together.
+        features = model.posterior.encode(torch.cat([x, fantasies.x]))
+        view = model.view_of(features[:count], label)
         samples = max(1, self.samples // len(view.features)) if view.summed else self.samples
         with torch.no_grad():
             draw = model.posterior.condition(view.features.detach()).draw((samples,))
@@ -99,19 +98,29 @@ class ReweightedWakeSleep(DataObjective):
             terms = bound_terms(view, weights)
         view = _told(view, chosen) if view.summed else view
         reconstruction = -model.likelihood.log_prob(x, z)
-        wake = -model.posterior.condition(view.features).log_bound(z, self.levels)
-        loss = reconstruction - model.prior.log_prob(z, view.label) + wake
+        known, pairs = view.features, z
+        if sleeps:
+            dream = model.view_of(features[count:], fantasies.label)
+            known, pairs = torch.cat([known, dream.features]), torch.cat([z, fantasies.z])
+        wake, sleep = (-model.posterior.condition(known).log_bound(pairs, self.levels)).split(
+            [count, len(pairs) - count]
+        )
+        loss = reconstruction - model.prior.log_prob(z, view.label) + _with_label(view, wake)
         terms |= {"resampled_reconstruction": reconstruction, "wake": wake}
         if view.log_label is not None:
             terms["classification"] = -view.log_label
-            loss = loss + terms["classification"]
-        if self.sleep_weight > 0 and label is None:
-            terms["sleep"] = sleep_loss(model, len(x), self.levels)
+        if sleeps:
+            terms["sleep"] = _with_label(dream, sleep)
             loss = loss + self.sleep_weight * terms["sleep"]
         return loss, terms
 
     def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
         yield data_update(self, model, batch)
+
+
+def _with_label(view: View, loss: Tensor) -> Tensor:
+    """The loss, and −log q(l|x) where labels are known."""
+    return loss if view.log_label is None else loss - view.log_label
 
 
 def _take(values: Tensor, chosen: Tensor) -> Tensor:

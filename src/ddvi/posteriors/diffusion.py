@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ddvi.gaussians import DiagonalGaussian, FullGaussian, Gaussian, stack
+from ddvi.gaussians import DiagonalGaussian, FullGaussian, Gaussian, packed, stack
 from ddvi.networks import Denoiser
 from ddvi.noise import Levels, NoisingProcess, point
 from ddvi.posteriors.base import VARIANCE_FLOOR, Conditional, Draw, Posterior
@@ -40,6 +40,7 @@ from ddvi.priors import Prior
 from ddvi.randomness import generator
 
 _LARGEST_LOG_FACTOR = 6.0  # of a variance against its anchor: e^±6 either way
+_ROWS_AT_ONCE = 2560  # draws × levels that are differentiated together: what stays in a processor's cache is fastest
 _JACOBIANS_UP_TO = 4  # latent dimensions: a pass for each of them is cheaper than T small ones
 
 
@@ -92,26 +93,28 @@ class DiffusionConditional(Conditional):
         self.posterior = posterior
         self.noise = posterior.noise
         self.auxiliaries = posterior.noise.steps
-        self.last = self.noise.at(posterior.levels[-1])
+        self.every = slice(1, posterior.noise.steps + 1)
+        self.last = self.noise.at(posterior.last)
         self.start = self.noise.marginal(start, self.last)
         self.anchor = anchor
         self.context = context
 
-    def predict(self, z_t: Tensor, t: Tensor | None = None) -> Gaussian:
+    def predict(self, z_t: Tensor, t: Tensor | slice) -> Gaussian:
         """The prediction of z_0.
 
         Args:
             z_t: (*, *batch_shape, D).
-            t: broadcastable to (*, *batch_shape); None where z_1 … z_T are stacked in front.
+            t: broadcastable to (*, *batch_shape), or a slice of 1 … T where the z_t of these levels are stacked.
         """
-        levels = self._levels(z_t.dim() - 2) if t is None else t
-        known = _Steps.of(self.anchor, self.noise.at(levels))
-        return self.posterior.predict(z_t, t, known, self.posterior.denoiser.biases(levels), self.context)
+        axes = z_t.dim() - 2
+        known, biases = _Steps.of(self.anchor, self.noise.at(t, axes)), self.posterior.denoiser.biases(t)
+        if isinstance(t, slice):
+            biases = [bias.view(len(bias), *[1] * axes, -1) for bias in biases]
+        return self.posterior.predict(z_t, t, known, biases, self.context)
 
-    def step(self, z_t: Tensor, t: Tensor | None = None) -> Gaussian:
+    def step(self, z_t: Tensor, t: Tensor | slice) -> Gaussian:
         """q(z_{t-1} | z_t, x), shapes as in `predict`."""
-        levels = self._levels(z_t.dim() - 2) if t is None else t
-        return self.noise.step_back(self.predict(z_t, t), z_t, self.noise.at(levels))
+        return self.noise.step_back(self.predict(z_t, t), z_t, self.noise.at(t, z_t.dim() - 2))
 
     def sample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
         ((z, _, _),) = deque(self._run(sample_shape), maxlen=1)
@@ -129,9 +132,8 @@ class DiffusionConditional(Conditional):
 
     def _run(self, sample_shape: tuple[int, ...]) -> Iterator[tuple[Tensor, Gaussian, Tensor]]:
         """Draw z_T … z_0, one after the other, each with its law and the standard normal noise that made it."""
-        levels = self._levels(self.start.mean.dim() - 1)
-        each = _Steps.of(self.anchor, self.noise.at(levels)).each()
-        biases = self.posterior.denoiser.biases(self.posterior.levels)
+        each = _Steps.of(self.anchor, self.noise.at(self.every, self.start.mean.dim() - 1)).each()
+        biases = self.posterior.denoiser.biases(self.every)
         law: Gaussian = self.start
         noise = torch.randn(*sample_shape, *law.mean.shape, dtype=law.mean.dtype, device=law.mean.device)
         z = law.transform(noise)
@@ -146,31 +148,37 @@ class DiffusionConditional(Conditional):
     def _linked(self, sample_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """The path (1 + T, …, D) and log q of its steps (T, …), with the gradient of the whole chain.
 
-        The chain is drawn without gradient. Then all steps are taken at once from where it went, and linked by the
-        chain rule with the Jacobian of each.
+        The chain is drawn without gradient. Then the steps are taken again from where it went, many at once, and linked
+        by the chain rule with the Jacobian of each.
         """
         with torch.no_grad():
             latents, _, noises = zip(*self._run(sample_shape), strict=True)
-        came_from = torch.stack(latents[-2::-1]).requires_grad_()
-        noise = torch.stack(noises[:0:-1])
-        steps = self.step(came_from)
-        went_to = steps.transform(noise)
-        log_q = steps.log_prob(went_to)
-        outputs = [*went_to.unbind(-1), log_q]
-        *jacobian, slope = (torch.autograd.grad(out.sum(), came_from, retain_graph=True)[0] for out in outputs)
-        top = self.start.transform(noises[0])
+        latents, noises = latents[::-1], noises[::-1]
+        at_once = max(1, _ROWS_AT_ONCE // latents[0][..., 0].numel())
+        parts: list[tuple[Tensor, ...]] = []
+        for first in range(1, self.noise.steps + 1, at_once):
+            t = slice(first, min(first + at_once, self.noise.steps + 1))
+            came_from = torch.stack(latents[t]).requires_grad_()
+            steps = self.step(came_from, t)
+            went_to = steps.transform(torch.stack(noises[t.start - 1 : t.stop - 1]))
+            log_q = steps.log_prob(went_to)
+            outputs = [*went_to.unbind(-1), log_q]
+            slopes = (torch.autograd.grad(out.sum(), came_from, retain_graph=True)[0] for out in outputs)
+            parts.append((went_to, log_q, *slopes))
+        went_to, log_q, *jacobian, slope = map(torch.cat, zip(*parts, strict=True))
+        top = self.start.transform(noises[-1])
         linked: Any = _Linked.apply(torch.cat([went_to, top[None]]), log_q, torch.stack(jacobian), slope)
         return linked
 
     def log_ratio(self, path: Tensor) -> Tensor:
-        steps = self.step(path[1:]).log_prob(path[:-1]).sum(0)
+        steps = self.step(path[1:], self.every).log_prob(path[:-1]).sum(0)
         return self.start.log_prob(path[-1]) + steps - self.log_reverse(path)
 
     def log_reverse(self, path: Tensor) -> Tensor:
         """log r(z_1:T | z_0) = log r(z_T | z_0) + Σ_{t ≥ 2} log r(z_{t-1} | z_t, z_0)."""
-        z, t = point(path[0]), self._levels(path.dim() - 2)[1:]
+        z, later = point(path[0]), self.noise.at(slice(2, self.every.stop), path.dim() - 2)
         value = self.noise.marginal(z, self.last).log_prob(path[-1])
-        return value + self.noise.step_back(z, path[2:], self.noise.at(t)).log_prob(path[1:-1]).sum(0)
+        return value + self.noise.step_back(z, path[2:], later).log_prob(path[1:-1]).sum(0)
 
     def reverse_path(self, z: Tensor) -> Tensor:
         return self.noise.path(z)
@@ -185,24 +193,19 @@ class DiffusionConditional(Conditional):
         """
         steps, known = self.noise.steps, point(z)
         if levels is None or levels >= steps:
-            t, drawn_t = self._levels(z.dim() - 1), None
-            drawn = DiagonalGaussian(z.expand(steps, *z.shape), known.variance)
+            levels, t = steps, self.every
+            first = self.posterior.first.view(-1, *[1] * (z.dim() - 1))
         else:
-            t = drawn_t = torch.randint(1, steps + 1, (levels, *z.shape[:-1]), device=z.device)
-            drawn = known
-        constants = self.noise.at(t)
-        z_t = self.noise.marginal(drawn, constants).sample()
-        q, r = self.step(z_t, drawn_t), self.noise.step_back(known, z_t, constants)
-        first = t == 1
+            t = torch.randint(1, steps + 1, (levels, *z.shape[:-1]), device=z.device)
+            first = t == 1
+        constants = self.noise.at(t, z.dim() - 1)
+        z_t = self.noise.marginal(point(z.expand(levels, *z.shape)), constants).sample()
+        q, r = self.step(z_t, t), self.noise.step_back(known, z_t, constants)
         # r(z_0|z_1,z_0) is a point: its term is the density itself. The filler keeps the unused branch finite.
         r = r._replace(variance=r.variance.masked_fill(first.unsqueeze(-1), 1.0))
         terms = torch.where(first, q.log_prob(z), -q.divergence_from(r))
         last = self.start.divergence_from(self.noise.marginal(known, self.last))
-        return terms.sum(0) * (steps / t.shape[0]) - last
-
-    def _levels(self, axes: int) -> Tensor:
-        """t = 1 … T with so many axes behind them, (T, 1 …)."""
-        return self.posterior.levels.view(-1, *[1] * axes)
+        return terms.sum(0) * (steps / levels) - last
 
 
 class _Linked(torch.autograd.Function):
@@ -242,7 +245,9 @@ class DiffusionPosterior(Posterior):
         prior_denoiser: a prior whose own denoiser E[z_0 | z_t] is given to the network as an input, for D = 2.
     """
 
-    levels: Tensor
+    last: Tensor
+    first: Tensor
+    rows: Tensor
 
     def __init__(
         self,
@@ -258,7 +263,8 @@ class DiffusionPosterior(Posterior):
     ) -> None:
         super().__init__(encoder, latent_size, labels)
         self.noise = NoisingProcess(steps, noise)
-        self.register_buffer("levels", torch.arange(1, steps + 1), persistent=False)
+        self.register_buffer("last", torch.tensor(steps), persistent=False)
+        self.register_buffer("first", torch.arange(steps) == 0, persistent=False)
         self.anchor = GaussianHead(self.features, latent_size)
         self.prior_denoiser: PriorDenoiser | None = None
         if prior_denoiser is not None and latent_size == 2:
@@ -266,6 +272,7 @@ class DiffusionPosterior(Posterior):
         known = 4 if self.prior_denoiser else 2
         full = covariance == "full" or (covariance == "auto" and 1 < latent_size <= 4)
         self.couplings = latent_size * (latent_size - 1) // 2 if full else 0
+        self.register_buffer("rows", torch.tril_indices(latent_size, latent_size, -1)[0], persistent=False)
         outputs = 2 * latent_size + self.couplings
         self.denoiser = Denoiser(known * latent_size, outputs, self.features, steps, denoiser_size, denoiser_layers)
         self.plain_gradient = latent_size > _JACOBIANS_UP_TO
@@ -282,7 +289,7 @@ class DiffusionPosterior(Posterior):
         return DiffusionConditional(self, start, standard, features.new_zeros(()))
 
     def predict(
-        self, z_t: Tensor, t: Tensor | int | None, known: _Steps, biases: Sequence[Tensor], context: Tensor
+        self, z_t: Tensor, t: Tensor | int | slice, known: _Steps, biases: Sequence[Tensor], context: Tensor
     ) -> Gaussian:
         """The anchored prediction (*, D) of z_0, its mean and covariance corrected by the network.
 
@@ -291,7 +298,7 @@ class DiffusionPosterior(Posterior):
 
         Args:
             z_t: (*, D).
-            t: levels that broadcast to (*), or None where z_1 … z_T are stacked in front.
+            t: a level, or levels that broadcast to (*), or a slice of them where z_t are stacked in front.
             known: what the steps know at these levels.
             biases: the denoiser's at these levels.
             context: the denoiser's view of x.
@@ -309,15 +316,7 @@ class DiffusionPosterior(Posterior):
         scale = (known.scale * half_factor.exp()).clamp_min(VARIANCE_FLOOR**0.5)
         if not self.couplings:
             return DiagonalGaussian(mean, scale**2)
-        return FullGaussian(mean, self._packed(scale, known.scale, coupling))
-
-    def _packed(self, scale: Tensor, anchored: Tensor, coupling: Tensor) -> Tensor:
-        """Rows of a triangular factor: its diagonal, and couplings in units of the anchored scale of their row."""
-        entries: list[Tensor] = []
-        for i in range(self.latent_size):
-            row = coupling[..., i * (i - 1) // 2 : i * (i + 1) // 2] * anchored[..., i : i + 1]
-            entries += [row, scale[..., i : i + 1]] if i else [scale[..., :1]]
-        return torch.cat(entries, -1)
+        return FullGaussian(mean, packed(scale, coupling * known.scale[..., self.rows]))
 
 
 @final
@@ -350,11 +349,11 @@ class PriorDenoiser(nn.Module):
         self.register_buffer("table", table, persistent=False)
         self.register_buffer("extent", torch.tensor(extent), persistent=False)
 
-    def forward(self, z_t: Tensor, t: Tensor | int | None = None) -> Tensor:
+    def forward(self, z_t: Tensor, t: Tensor | int | slice) -> Tensor:
         """z_t (*, 2) at t, as in `DiffusionPosterior.predict`: (*, 2), by bilinear interpolation."""
         position = z_t / self.extent
-        if t is None:
-            found = _interpolated(self.table, position.reshape(len(z_t), 1, -1, 2))
+        if isinstance(t, slice):
+            found = _interpolated(self.table[t.start - 1 : t.stop - 1], position.reshape(len(z_t), 1, -1, 2))
         elif isinstance(t, int) or t.dim() == 0:
             found = _interpolated(self.table[t - 1][None], position.reshape(1, 1, -1, 2))
         else:
