@@ -58,6 +58,10 @@ class Product:
         return f"{self.operation} {' · '.join(shapes)}"
 
 
+Moved = tuple[tuple[int, ...], torch.dtype]
+"""Shape and type of a tensor that an optimiser updates."""
+
+
 class Parameter(NamedTuple):
     """A tensor that an optimiser updates."""
 
@@ -77,6 +81,11 @@ class Work:
     @property
     def flops(self) -> int:
         return sum(product.flops * count for product, count in self.products.items())
+
+    @property
+    def moved(self) -> tuple[Moved, ...]:
+        """Each parameter that is updated, once."""
+        return tuple((part.shape, part.dtype) for part in self.updates)
 
     @property
     def optimiser_bytes(self) -> int:
@@ -198,7 +207,7 @@ class Floor:
 
 
 class Machine:
-    """Measures, once each, what floors are made of.
+    """Measures what floors are made of, each shape once, and once more when asked to: the best counts.
 
     Args:
         device: where.
@@ -210,41 +219,54 @@ class Machine:
         self.budget = budget
         self.seconds: dict[Product, float] = {}
         """The best time of each product so far."""
-        self._bandwidth: dict[tuple[tuple[tuple[int, ...], torch.dtype], ...], float] = {}
+        self._bandwidth: dict[tuple[Moved, ...], float] = {}
 
     def floor(self, work: Work) -> Floor:
-        """The least time of some work; a shape is timed when it is met for the first time."""
-        moved = [(part.shape, part.dtype) for part in work.updates]
-        with preserved():
-            seconds = sum(self.product_seconds(product) * count for product, count in work.products.items())
-            bandwidth = self.bandwidth(*moved) if moved else 0.0
+        """The least time of some work, by what is known so far; what isn't yet is measured."""
+        parts = work.moved
+        seconds = sum(self.product_seconds(product) * count for product, count in work.products.items())
+        bandwidth = self.bandwidth(*parts) if parts else 0.0
         return Floor(work.examples, work.flops, seconds, work.optimiser_bytes, bandwidth)
 
-    @torch.no_grad()
+    def measure(self, work: Work) -> None:
+        """All that the work is made of, anew, in case that something else ran when it was measured before."""
+        with preserved():
+            for product in work.products:
+                self.seconds[product] = min(self._time(product), self.seconds.get(product, float("inf")))
+            if parts := work.moved:
+                self._bandwidth[parts] = max(self._move(*parts), self._bandwidth.get(parts, 0.0))
+
     def product_seconds(self, product: Product) -> float:
         """Of one product of this shape on the current path of matrix products."""
         if product not in self.seconds:
-            parts = [part.tensor(self.device) if isinstance(part, Layout) else part for part in product.arguments]
-            args, kwargs = tree_unflatten(parts, product.structure)
-            self.seconds[product] = self.best(lambda: product.operation(*args, **kwargs))
+            self.seconds[product] = self._time(product)
         return self.seconds[product]
 
-    def bandwidth(self, *parts: tuple[tuple[int, ...], torch.dtype]) -> float:
+    def bandwidth(self, *parts: Moved) -> float:
         """Bytes per second over as much memory as Adam moves for tensors of these shapes.
 
         The greater of two: fused Adam on such tensors, and a sum in place of two buffers that are as large together.
         """
         if parts not in self._bandwidth:
-            tensors = [torch.randn(shape, dtype=dtype, device=self.device) for shape, dtype in parts]
-            size = sum(part.nbytes for part in tensors)
-            for part in tensors:
-                part.requires_grad_().grad = torch.randn_like(part)
-            adam = torch.optim.Adam(tensors, fused=self.device.type in ("cpu", "cuda"))
-            rate = ADAM_PASSES * size / self.best(adam.step)
-            del adam, tensors
-            x, y = torch.ones(2, 2 * size // 4, device=self.device, dtype=torch.float32)  # zeros would share a page
-            self._bandwidth[parts] = max(rate, 3 * x.nbytes / self.best(lambda: x.add_(y)))
+            self._bandwidth[parts] = self._move(*parts)
         return self._bandwidth[parts]
+
+    @torch.no_grad()
+    def _time(self, product: Product) -> float:
+        parts = [part.tensor(self.device) if isinstance(part, Layout) else part for part in product.arguments]
+        args, kwargs = tree_unflatten(parts, product.structure)
+        return self.best(lambda: product.operation(*args, **kwargs))
+
+    def _move(self, *parts: Moved) -> float:
+        tensors = [torch.randn(shape, dtype=dtype, device=self.device) for shape, dtype in parts]
+        size = sum(part.nbytes for part in tensors)
+        for part in tensors:
+            part.requires_grad_().grad = torch.randn_like(part)
+        adam = torch.optim.Adam(tensors, fused=self.device.type in ("cpu", "cuda"))
+        rate = ADAM_PASSES * size / self.best(adam.step)
+        del adam, tensors
+        x, y = torch.ones(2, size // 2, device=self.device, dtype=torch.float32)  # zeros might share a page
+        return max(rate, 3 * x.nbytes / self.best(lambda: x.add_(y)))
 
     def best(self, call: Callable[[], object], least: int = 5) -> float:
         """Least seconds of a call. Short ones are timed several at once, which hides what the clock costs."""

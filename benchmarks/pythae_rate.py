@@ -10,6 +10,9 @@ settings (two layers, leaky ReLU, dropout 0.2), the flow has the layers and widt
 as wide as the encoder's; the prior is the standard Gaussian, pythae's only one. Nothing of ddvi is imported.
 """
 
+# pyright: reportMissingImports=false
+# pythae is no dependency of ddvi: it is only there where somebody wants to compare.
+
 from __future__ import annotations
 
 import json

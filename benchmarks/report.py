@@ -74,16 +74,21 @@ class Measured:
 
     rate: Rate
     work: Work
-    floor: Floor
+    machine: Machine
+
+    @property
+    def floor(self) -> Floor:
+        return self.machine.floor(self.work)
 
     @property
     def reached(self) -> float:
         """The share of the floor, 0 … 1."""
         return self.rate.median / self.floor.rate
 
-    def as_dict(self, machine: Machine) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
+        seconds = self.machine.product_seconds
         products = [
-            {"product": str(product), "count": count, "flops": product.flops, "seconds": machine.seconds[product]}
+            {"product": str(product), "count": count, "flops": product.flops, "seconds": seconds(product)}
             for product, count in self.work.products.items()
         ]
         rates = dataclasses.asdict(self.rate)
@@ -102,9 +107,9 @@ class Row:
     inference_large: Measured
     """In batches of `INFERENCE_BATCH`."""
 
-    def as_dict(self, machine: Machine) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         kinds = ("training", "inference", "inference_large")
-        measured: dict[str, Any] = {kind: getattr(self, kind).as_dict(machine) for kind in kinds}
+        measured: dict[str, Any] = {kind: getattr(self, kind).as_dict() for kind in kinds}
         facts: dict[str, Any] = {"name": self.case.name, "method": self.case.method}
         return facts | {"objective": self.settings.objective} | measured | {"settings": self.settings.as_dict()}
 
@@ -131,8 +136,12 @@ def training_sheet(rows: Sequence[Row]) -> Sheet:
         for row in rows
     ]
     header = ("method", "objective", "measured", "floor", "reached", "paper*", "semi†")
-    note = f"* {PAPERS_MACHINE}.\n† Time of a semi-supervised step over one without labels: as many labelled examples"
-    note += " beside\n  the batch, which aren't counted as examples, and a sum over the classes of every other one."
+    note = f"* {PAPERS_MACHINE}."
+    if any(row.case.semi for row in rows):
+        note += (
+            "\n† Time of a semi-supervised step over one without labels: as many labelled examples beside the batch,"
+        )
+        note += "\n  which aren't counted as examples, and a sum over the classes of every other one."
     return Sheet("Training, examples per second: median (range)", header, cells, note, words=2)
 
 
@@ -172,7 +181,7 @@ def inference_sheet(rows: Sequence[Row]) -> Sheet:
         )
         for row in rows
     ]
-    small, large = ((rows[0].inference.floor.examples, rows[0].inference_large.floor.examples)) if rows else (0, 0)
+    small, large = rows[0].inference.floor.examples, rows[0].inference_large.floor.examples
     header = ("method", "MFLOP", f"batch {small:,}", "of floor", f"batch {large:,}", "of floor", "paper*")
     return Sheet("Inference, examples per second: median (range)", header, cells, f"* {PAPERS_MACHINE}.")
 
@@ -189,7 +198,7 @@ def pythae_sheet(found: Sequence[dict[str, Any]], prior: str) -> Sheet:
         for row in found
     ]
     header = ("method", "pythae's", "pythae", f"ddvi, {prior}", "ddvi / pythae")
-    version = f"pythae {found[0]['version']} with torch {found[0]['torch']}" if found else "pythae"
+    version = f"pythae {found[0]['version']} with torch {found[0]['torch']}"
     note = f"{version}: same encoder, decoder, batch, threads and path of matrix products; its prior is the Gaussian."
     return Sheet("Training beside pythae, examples per second: median (range)", header, cells, note, words=2)
 

@@ -2,7 +2,8 @@
 
 A quantity is doubled from point to point. What a step must do per example is flat in the batch size and in the number
 of examples, and at most linear in the rest; memory is flat in the number of examples, beyond the data itself, and at
-inference in T, beyond the constants of a longer chain. The last column is the factor of the last doubling.
+inference in T, beyond the constants of a longer chain. Times are the best of a few repeats; the last column is the
+factor of the last doubling.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 from memory import INFERENCE_BATCH, peak
-from rates import CLASSES, Case, Images, Rate, Subject, inference_rate, step_seconds
+from rates import CLASSES, Case, Images, Subject, inference_rate, step_seconds
 from report import Sheet
 
 from ddvi.methods import METHODS
@@ -179,8 +180,8 @@ class Bench:
         subject = Subject.build(settings, images, classes)
         costs = [step_seconds(subject, self.seconds) / settings.batch_size]
         if inference:
-            rate: Rate = inference_rate(subject, settings.batch_size, self.seconds / 2, repeats=3)
-            costs.append(1 / rate.median)
+            rate = inference_rate(subject, settings.batch_size, self.seconds / 2, repeats=3)
+            costs.append(1 / rate.highest)
         return costs
 
     def _memory(self, quantity: str, values: Sequence[int], cases: Sequence[Case]) -> Sweep:

@@ -35,10 +35,13 @@ from ddvi.arithmetic import LARGEST_ERROR, PATHS, arithmetic, measure_path, proc
 from ddvi.errors import InputError, check_name
 from ddvi.methods import METHODS
 from ddvi.settings import SEMI
+from ddvi.training import Interrupted
 
 NAMES = (*METHODS, *(method + SEMI for method in METHODS))
 PROBED = (128, 784, 1000)
 """Examples, inputs and outputs of the product whose error is printed."""
+INTERRUPTIONS = (KeyboardInterrupt, Interrupted)
+"""Ctrl-C, and what the loop of training makes of it."""
 PYTHAE = {"vae": "VAE", "iaf_vae": "VAE_IAF", "aae": "Adversarial_AE"}
 PYTHAE_NEEDS = "torch numpy scipy scikit-learn cloudpickle tqdm typing_extensions imageio 'pydantic>=2'"
 
@@ -60,15 +63,18 @@ def make_cases(methods: Sequence[str], steps: int) -> list[Case]:
 
 
 def measure(case: Case, common: dict[str, Any], images: Images, machine: Machine, seconds: float, repeats: int) -> Row:
-    """A row: what is done is counted first, then timed."""
+    """A row: the work is counted, its parts are timed before and after it is carried out as a whole."""
     settings = case.settings(common)
     subject = Subject.build(settings, images)
     sizes = (settings.batch_size, min(INFERENCE_BATCH, len(images.x)))
     works = [training_work(subject), *(inference_work(subject, size) for size in sizes)]
-    floors = [machine.floor(work) for work in works]
+    for work in works:
+        machine.measure(work)
     rates = [Rate.of(training_rates(subject, seconds, repeats))]
     rates += [inference_rate(subject, size, seconds, repeats) for size in sizes]
-    return Row(case, settings, *(Measured(*parts) for parts in zip(rates, works, floors, strict=True)))
+    for work in works:
+        machine.measure(work)
+    return Row(case, settings, *(Measured(rate, work, machine) for rate, work in zip(rates, works, strict=True)))
 
 
 def beside_pythae(
@@ -163,25 +169,25 @@ def parts(
     device = torch.device(runs.choose_device(cases[0].settings(common)))
     machine = Machine(device, min(0.05, arguments.seconds / 20))
     rows: list[Row] = []
-    stopped: list[KeyboardInterrupt] = []
+    stopped = None
     try:
         for case in cases:
             say(f"{case.name}, {len(rows) + 1} of {len(cases)}")
             rows.append(measure(case, common, images, machine, arguments.seconds, arguments.repeats))
-    except KeyboardInterrupt as interruption:
-        stopped.append(interruption)  # what has been measured is shown
-    sheets = [report.training_sheet(rows), report.floor_sheet(rows), report.inference_sheet(rows)]
-    yield "rows", [row.as_dict(machine) for row in rows], sheets
+    except INTERRUPTIONS as interruption:
+        stopped = interruption  # what has been measured is shown
+    makers = (report.training_sheet, report.floor_sheet, report.inference_sheet)
+    yield "rows", [row.as_dict() for row in rows], [make(rows) for make in makers if rows]
     yield "semi_supervised_costs", report.semi_costs(rows), []
-    for interruption in stopped:
-        raise interruption
+    if stopped:
+        raise stopped
     if arguments.pythae:
         found = []
         for case in cases:
             if case.method in PYTHAE:
                 say(f"{case.name} beside pythae's {PYTHAE[case.method]}")
                 found.append(beside_pythae(case, common, images, arguments, path))
-        yield "pythae", found, [report.pythae_sheet(found, arguments.prior)]
+        yield "pythae", found, [report.pythae_sheet(found, arguments.prior)] if found else []
     if arguments.scaling:
         bench = Bench(cases, common, images, arguments.seconds / 10, path, say)
         for sweep in bench.sweeps():
@@ -214,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     written[name] = value
                     for sheet in sheets:
                         sheet.show(out)
-        except KeyboardInterrupt:
+        except INTERRUPTIONS:
             out.print("Interrupted: the rest has not been measured.")
             return 130
         finally:
