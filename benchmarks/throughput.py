@@ -1,10 +1,13 @@
-"""Prints examples per second of every method, in training and in inference, at the settings of the paper's code.
+"""Prints how fast every method trains and infers, and how near that is to what the machine can do.
 
-python benchmarks/throughput.py [--methods vae ddvi] [--seconds 10] [--data-root FOLDER] [--json FILE]
+python benchmarks/throughput.py [--methods vae ddvi_semi] [--seconds 10] [--data-root FOLDER] [--scaling]
+    [--pythae [PYTHON]] [--json FILE]
 
-Training is a `Trainer`'s own epoch, from the rows of its history: preprocessing, objective, gradients and optimiser, as
-in a run. Inference is one draw from q(z|x) per example in evaluation mode. Both are the median over repeats after a
-warm-up, with their range; ratios hold on one machine and when nothing else runs.
+All at the settings of the paper's code (hidden size 1,000, batch 128, T = 40, 3 sleep steps), DDVI at its own defaults
+besides. Training is a `Trainer`'s own epoch: gathering, preprocessing, objective, gradients and optimiser, as in a run.
+Inference is one draw of q(z|x) per example in evaluation mode. Both are the median over repeats after a warm-up, with
+their range. The floor is the least time of the same work, see `floor.py`: the share of it that is reached, like every
+ratio, carries over to other machines, as long as nothing else runs on them.
 """
 
 from __future__ import annotations
@@ -12,197 +15,231 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 import os
-import statistics
+import shutil
+import subprocess
 import sys
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import report
 import torch
-from torch import Tensor
+from floor import Machine, inference_work, training_work
+from rates import INFERENCE_BATCH, Case, Images, Rate, Subject, inference_rate, training_rates
+from report import Measured, Row, Sheet
+from scaling import Bench
 
-from ddvi import data, runs
-from ddvi.arithmetic import arithmetic, processor
-from ddvi.composition import Observations, build_model, make_objective
-from ddvi.errors import InputError
+from ddvi import runs
+from ddvi.arithmetic import LARGEST_ERROR, PATHS, arithmetic, measure_path, processor
+from ddvi.errors import InputError, check_name
 from ddvi.methods import METHODS
-from ddvi.model import LatentVariableModel
-from ddvi.randomness import generator, seeded
-from ddvi.settings import Settings, resolve
-from ddvi.training import Phase, Schedule, Trainer
+from ddvi.settings import SEMI
+from ddvi.training import Interrupted
 
-IMAGE, MAXIMUM = (1, 28, 28), 255.0
-MOST_EXAMPLES = 60_000
-
-
-@dataclass(frozen=True)
-class Case:
-    """A row of the table: what is trained, how."""
-
-    method: str
-    name: str
-    overrides: dict[str, str]
-
-    def settings(self, arguments: argparse.Namespace) -> Settings:
-        common = {"hidden_size", "batch_size", "device", "threads", "data_root"}
-        if self.method == "ddvi":
-            common |= {"steps"}
-        given = {name: value for name in common if (value := getattr(arguments, name)) is not None}
-        return resolve("mnist", self.method, arguments.prior, self.overrides | given)
+NAMES = (*METHODS, *(method + SEMI for method in METHODS))
+PROBED = (128, 784, 1000)
+"""Examples, inputs and outputs of the product whose error is printed."""
+INTERRUPTIONS = (KeyboardInterrupt, Interrupted)
+"""Ctrl-C, and what the loop of training makes of it."""
+PYTHAE = {"vae": "VAE", "iaf_vae": "VAE_IAF", "aae": "Adversarial_AE"}
+PYTHAE_NEEDS = "torch numpy scipy scikit-learn cloudpickle tqdm typing_extensions imageio 'pydantic>=2'"
 
 
-PAPER = {"preset": "paper"}
-OURS = {"preset": "default"}
-CASES = tuple(
-    case
-    for method in METHODS
-    for case in (
-        (Case(method, "ddvi, the paper's", PAPER), Case(method, "ddvi, ours", OURS))
-        if method == "ddvi"
-        else (Case(method, method, PAPER),)
-    )
-)
+def make_cases(methods: Sequence[str], steps: int) -> list[Case]:
+    """The rows: a method at the paper's settings; DDVI at ours too, with its default T and with the paper's."""
+    paper, ours = {"preset": "paper"}, {"preset": "default"}
+    cases: list[Case] = []
+    for method in methods:
+        if method.removesuffix(SEMI) == "ddvi":
+            cases += [
+                Case(f"{method}, the paper's", method, paper | {"steps": steps}),
+                Case(f"{method}, ours", method, ours),
+                Case(f"{method}, ours, T = {steps}", method, ours | {"steps": steps}),
+            ]
+        else:
+            cases.append(Case(method, method, paper))
+    return cases
 
 
-@dataclass(frozen=True)
-class Rate:
-    """Examples per second: the median of repeats and their range."""
-
-    median: float
-    lowest: float
-    highest: float
-
-    @classmethod
-    def of(cls, rates: Sequence[float]) -> Rate:
-        return cls(statistics.median(rates), min(rates), max(rates))
-
-    def __str__(self) -> str:
-        return f"{self.median:>9,.0f} {f'({self.lowest:,.0f} to {self.highest:,.0f})':<22}"
-
-
-def images(data_root: str | None) -> Tensor:
-    """MNIST from `data_root`, or as many random black and white images of its shape, (N, 1, 28, 28) of bytes."""
-    if data_root:
-        return data.load("mnist", data_root).train_x
-    return torch.randint(0, 2, (MOST_EXAMPLES, *IMAGE), dtype=torch.uint8, generator=generator(0, "images")) * 255
+def measure(case: Case, common: dict[str, Any], images: Images, machine: Machine, seconds: float, repeats: int) -> Row:
+    """A row: the work is counted, its parts are timed before and after it is carried out as a whole."""
+    settings = case.settings(common)
+    subject = Subject.build(settings, images)
+    sizes = (settings.batch_size, min(INFERENCE_BATCH, len(images.x)))
+    works = [training_work(subject), *(inference_work(subject, size) for size in sizes)]
+    for work in works:
+        machine.measure(work)
+    rates = [Rate.of(training_rates(subject, seconds, repeats))]
+    rates += [inference_rate(subject, size, seconds, repeats) for size in sizes]
+    for work in works:
+        machine.measure(work)
+    return Row(case, settings, *(Measured(rate, work, machine) for rate, work in zip(rates, works, strict=True)))
 
 
-def training_rate(model: LatentVariableModel, settings: Settings, raw: Tensor, seconds: float, repeats: int) -> Rate:
-    """Of `repeats` epochs of about `seconds` in all; an epoch is made as long as the machine needs."""
-
-    def epochs(steps: int, count: int) -> list[float]:
-        schedule = Schedule(
-            (Phase(count, make_objective(settings)),),
-            settings.batch_size,
-            settings.lr,
-            "constant",
-            settings.clip_norm,
-        )
-        part = raw[: steps * settings.batch_size]
-        history = Trainer(model, schedule, part, fabric=runs.make_fabric(settings)).fit()
-        return [row["examples_per_second"] for row in history]
-
-    _, warm = epochs(2, 2)
-    steps = fitting(warm * seconds / repeats, settings.batch_size, len(raw))
-    return Rate.of(epochs(steps, repeats + 1)[1:])
-
-
-@torch.no_grad()
-def inference_rate(model: LatentVariableModel, settings: Settings, raw: Tensor, seconds: float, repeats: int) -> Rate:
-    """Of `repeats` passes of about `seconds` in all over raw images, one draw each, in training's batches."""
-    model.eval()
-    fabric = runs.make_fabric(settings)
-
-    def one_pass(steps: int) -> float:
-        part = fabric.to_device(raw[: steps * settings.batch_size])
-        started = time.perf_counter()
-        with fabric.autocast():
-            drawn = [model.posterior(model.preprocessing(x)).draw().z for x in part.split(settings.batch_size)]
-        torch.cat(drawn).cpu()  # waits for the device
-        return len(part) / (time.perf_counter() - started)
-
-    with seeded(0, "inference"):
-        one_pass(2)
-        steps = fitting(one_pass(2) * seconds / repeats, settings.batch_size, len(raw))
-        one_pass(steps)
-        return Rate.of([one_pass(steps) for _ in range(repeats)])
-
-
-def fitting(examples: float, batch_size: int, available: int) -> int:
-    """How many full batches make about `examples`."""
-    return max(1, min(math.ceil(examples / batch_size), available // batch_size))
-
-
-def measure(case: Case, arguments: argparse.Namespace, raw: Tensor) -> dict[str, Any]:
-    """A row of the table."""
-    settings = case.settings(arguments)
-    observations = Observations(IMAGE, "bernoulli", "binarise", parts=10, maximum=MAXIMUM)
-    with arithmetic(settings.precision, settings.threads) as path:
-        with seeded(0, "model"):
-            model = build_model(settings, observations)
-        training = training_rate(model, settings, raw, arguments.seconds, arguments.repeats)
-        inference = inference_rate(model, settings, raw, arguments.seconds, arguments.repeats)
+def beside_pythae(
+    case: Case, common: dict[str, Any], images: Images, arguments: argparse.Namespace, path: str
+) -> dict[str, Any]:
+    """Both rates of training, ours measured half before and half after pythae's."""
+    settings = case.settings(common)
+    subject = Subject.build(settings, images)
+    request = {
+        "models": [PYTHAE[case.method]],
+        "hidden_size": settings.hidden_size,
+        "batch_size": settings.batch_size,
+        "device": subject.fabric.device.type,
+        "threads": torch.get_num_threads(),
+        "path": path,
+        "seconds": arguments.seconds,
+        "repeats": arguments.repeats,
+    }
+    half = (arguments.seconds / 2, max(1, arguments.repeats // 2))
+    ours = training_rates(subject, *half)
+    command = [arguments.pythae, str(Path(__file__).with_name("pythae_rate.py")), json.dumps(request)]
+    answer = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    ours += training_rates(subject, *half)
+    (theirs,) = answer["rates"].values()
+    both = {"theirs": Rate.of(theirs), "ours": Rate.of(ours)}
     return {
         "name": case.name,
-        "method": case.method,
-        "objective": settings.objective,
-        "training": dataclasses.asdict(training),
-        "inference": dataclasses.asdict(inference),
-        "matrix_products": path,
-        "settings": settings.as_dict(),
-    }
-
-
-def machine(threads: int | None) -> dict[str, Any]:
-    """What the rates belong to."""
-    return {
-        "torch": torch.__version__,
-        "threads": threads or torch.get_num_threads(),
-        "processor": processor(),
-        "processors": os.cpu_count(),
+        "pythae": PYTHAE[case.method],
+        "version": answer["pythae"],
+        "torch": answer["torch"],
+        **{name: dataclasses.asdict(rate) for name, rate in both.items()},
+        "ratio": both["ours"].median / both["theirs"].median,
     }
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
+    parser.add_argument("--methods", nargs="+", default=list(NAMES), metavar="METHOD", help="; ".join(NAMES))
     parser.add_argument("--prior", default="pinwheel")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--hidden-size", type=int, default=1000)
-    parser.add_argument("--steps", type=int, default=40, help="T, of ddvi")
-    parser.add_argument("--threads", type=int, help="torch's own choice by default")
+    parser.add_argument("--steps", type=int, default=40, help="the paper's T, of ddvi")
+    parser.add_argument("--threads", type=int, default=0, help="torch's own choice by default")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement, about")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--data-root", help="folder with MNIST; random images without")
+    parser.add_argument("--scaling", action="store_true", help="tables of cost and memory as quantities double, too")
+    parser.add_argument(
+        "--pythae", nargs="?", const=sys.executable, metavar="PYTHON", help="train pythae's models too, by this Python"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there as well")
     return parser.parse_args(argv)
 
 
+def check(arguments: argparse.Namespace) -> tuple[list[Case], dict[str, Any]]:
+    """The cases and the settings that they share; whatever is wrong is refused before anything is measured."""
+    methods = [check_name("method", name, NAMES) for name in dict.fromkeys(arguments.methods)]
+    cases = make_cases(methods, arguments.steps)
+    given = ("prior", "hidden_size", "batch_size", "device", "threads", "data_root")
+    common = {name: value for name in given if (value := getattr(arguments, name)) is not None}
+    for case in cases:
+        runs.choose_device(case.settings(common))
+    if not arguments.seconds > 0:
+        raise InputError(f"--seconds {arguments.seconds:g} leaves no time to measure; give more than 0")
+    if arguments.repeats < 1:
+        raise InputError(f"--repeats {arguments.repeats} measures nothing; give at least 1")
+    if arguments.json and not arguments.json.absolute().parent.is_dir():
+        raise InputError(f"there is no folder for --json {arguments.json}; make it first")
+    if arguments.pythae:
+        python = shutil.which(arguments.pythae)
+        probe = "import importlib.util, sys; sys.exit(importlib.util.find_spec('pythae') is None)"
+        if python is None or subprocess.run([python, "-c", probe], check=False).returncode:
+            raise InputError(
+                f"pythae can't be imported by --pythae {arguments.pythae}; make an environment that has it, 'python3"
+                " -m venv E && E/bin/pip install --no-deps pythae==0.1.2 && E/bin/pip install"
+                f" {PYTHAE_NEEDS}', and give --pythae E/bin/python"
+            )
+        arguments.pythae = python
+    return cases, common
+
+
+def parts(
+    cases: Sequence[Case],
+    common: dict[str, Any],
+    images: Images,
+    arguments: argparse.Namespace,
+    path: str,
+    say: Callable[[str], None],
+) -> Iterator[tuple[str, Any, list[Sheet]]]:
+    """What has been measured, part by part: its name, its values and its tables. `say` hears what is being measured."""
+    device = torch.device(runs.choose_device(cases[0].settings(common)))
+    machine = Machine(device, min(0.05, arguments.seconds / 20))
+    rows: list[Row] = []
+    stopped = None
+    try:
+        for case in cases:
+            say(f"{case.name}, {len(rows) + 1} of {len(cases)}")
+            rows.append(measure(case, common, images, machine, arguments.seconds, arguments.repeats))
+    except INTERRUPTIONS as interruption:
+        stopped = interruption  # what has been measured is shown
+    makers = (report.training_sheet, report.floor_sheet, report.inference_sheet)
+    yield "rows", [row.as_dict() for row in rows], [make(rows) for make in makers if rows]
+    yield "semi_supervised_costs", report.semi_costs(rows), []
+    if stopped:
+        raise stopped
+    if arguments.pythae:
+        found = []
+        for case in cases:
+            if case.method in PYTHAE:
+                say(f"{case.name} beside pythae's {PYTHAE[case.method]}")
+                found.append(beside_pythae(case, common, images, arguments, path))
+        yield "pythae", found, [report.pythae_sheet(found, arguments.prior)] if found else []
+    if arguments.scaling:
+        bench = Bench(cases, common, images, arguments.seconds / 10, path, say)
+        for sweep in bench.sweeps():
+            yield f"scaling {sweep.kind} {sweep.quantity}", sweep.as_dict(), [sweep.sheet()]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print, a row at a time."""
+    """Measure, print and write."""
     arguments = parse(argv)
-    cases = [case for case in CASES if case.method in arguments.methods]
-    for case in cases:
-        case.settings(arguments)  # a wrong value is refused before anything is measured
-    raw, where = images(arguments.data_root), machine(arguments.threads)
-    what = "MNIST" if arguments.data_root else "random images"
-    print(f"torch {where['torch']}, {where['threads']} threads, {where['processor']}, {arguments.device}")
-    print(f"{what}, hidden size {arguments.hidden_size}, batch {arguments.batch_size}, T = {arguments.steps}\n")
-    print(f"{'examples per second':<20}{'objective':<23}{'training':>9} {'':<22}{'inference':>9}")
-    rows = []
-    for case in cases:
-        row = measure(case, arguments, raw)
-        rates = "".join(str(Rate(**row[kind])) for kind in ("training", "inference"))
-        print(f"{case.name:<20}{row['objective']:<23}{rates}".rstrip(), flush=True)
-        rows.append(row)
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"machine": where, "data": what, "rows": rows}, indent=2) + "\n")
+    cases, common = check(arguments)
+    cpu = runs.choose_device(cases[0].settings(common)) == "cpu"
+    images, out = Images.load(arguments.data_root), report.console()
+    with arithmetic("32", arguments.threads, None if cpu else PATHS[0]) as path:
+        facts: dict[str, Any] = {
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "processor": processor(),
+            "processors": os.cpu_count(),
+            "device": "cpu" if cpu else torch.cuda.get_device_name(),
+            "matrix_products": path,
+            "matrix_products_error": measure_path(path, PROBED, 1)[1] if cpu else None,
+            "data": "MNIST" if arguments.data_root else "random images of MNIST's shape",
+        }
+        out.print(heading(facts, arguments))
+        plain = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()}
+        written: dict[str, Any] = {"machine": facts, "arguments": plain, "papers_code": report.PAPERS_CODE}
+        try:
+            with report.console(errors=True).status("") as status:
+                for name, value, sheets in parts(cases, common, images, arguments, path, status.update):
+                    written[name] = value
+                    for sheet in sheets:
+                        sheet.show(out)
+        except INTERRUPTIONS:
+            out.print("Interrupted: the rest has not been measured.")
+            return 130
+        finally:
+            if arguments.json:
+                arguments.json.write_text(json.dumps(written, indent=2) + "\n")
     return 0
+
+
+def heading(facts: dict[str, Any], arguments: argparse.Namespace) -> str:
+    """What the figures belong to."""
+    error, path = facts["matrix_products_error"], facts["matrix_products"]
+    exactness = f", relative error {error:.0e} (at most {LARGEST_ERROR:.0e})" if error is not None else ""
+    library = "" if facts["device"] != "cpu" else ", torch's BLAS" if path == PATHS[0] else ", oneDNN"
+    return (
+        f"torch {facts['torch']}, {facts['threads']} threads, {facts['processor']}, {facts['device']}\n"
+        f"{facts['data']}, prior {arguments.prior}, hidden size {arguments.hidden_size:,}, batch"
+        f" {arguments.batch_size:,}\n"
+        f"matrix products by float32_matmul_precision '{path}'{library}{exactness}"
+    )
 
 
 if __name__ == "__main__":
