@@ -15,7 +15,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from ddvi.errors import InputError
-from ddvi.randomness import Shard, random_state, set_random_state
+from ddvi.randomness import Shard, random_state, reduce, set_random_state
 
 
 @final
@@ -48,7 +48,7 @@ class Processes:
         if not self.several or not tensors:
             return
         summed = torch.cat([tensor.flatten() for tensor in tensors])
-        torch.distributed.all_reduce(summed)
+        reduce(summed)
         for tensor, value in zip(tensors, summed.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(value.view_as(tensor))
 
@@ -66,7 +66,7 @@ class Processes:
         if not self.several or not flags:
             return flags
         raised = torch.tensor(flags, dtype=torch.uint8, device=self.fabric.device)
-        torch.distributed.all_reduce(raised, torch.distributed.ReduceOp.MAX)
+        reduce(raised, torch.distributed.ReduceOp.MAX)
         return [bool(flag) for flag in raised.tolist()]
 
     def wait(self) -> None:
@@ -79,12 +79,10 @@ class Processes:
         """Give every process the weights and the random state of the first."""
         if not self.several:
             return
-        for tensor in [*model.parameters(), *model.buffers()]:
-            value = tensor.contiguous()
-            torch.distributed.broadcast(value, 0)
+        tensors, states, here = [*model.parameters(), *model.buffers()], random_state(), str(self.fabric.device)
+        mine = [tensor.detach().cpu() for tensor in tensors], states["cpu"], states.get(here)
+        theirs, cpu, device = self.fabric.broadcast(mine)
+        for tensor, value in zip(tensors, theirs, strict=True):
             tensor.copy_(value)
-        # What counts is the state of the CPU and of the process's own device, which has another name in each.
-        here = str(self.fabric.device)
-        states = random_state()
-        cpu, device = self.fabric.broadcast((states["cpu"], states.get(here)))
+        # Of random states those of the CPU and of the process's own device count, which each calls by another name.
         set_random_state({"cpu": cpu} if device is None else {"cpu": cpu, here: device})

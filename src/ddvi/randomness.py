@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.overrides import TorchFunctionMode
 
-from ddvi.errors import InputError
+from ddvi.errors import InputError, TrainingError
 
 
 def derive_seed(seed: int, *stream: int | str) -> int:
@@ -197,6 +197,21 @@ def sample(distribution: Distribution) -> Tensor:
         return distribution.sample()
 
 
+def reduce(tensor: Tensor, operation: Any = torch.distributed.ReduceOp.SUM) -> None:
+    """Replace a tensor by what all processes have, summed or otherwise.
+
+    Raises:
+        TrainingError: one of them isn't there any more.
+    """
+    try:
+        torch.distributed.all_reduce(tensor, operation)
+    except RuntimeError as error:
+        raise TrainingError(
+            "a process of this run has ended, and the others with it; the last checkpoint is kept: resume=true goes on"
+            f" from it ({str(error).partition('. ')[0]})"
+        ) from error
+
+
 _BY_SHAPE = {"rand", "randn"}
 _LIKE = {"rand_like", "randn_like"}
 _IN_PLACE = {"uniform_", "normal_", "exponential_", "cauchy_", "geometric_", "log_normal_", "bernoulli_"}
@@ -260,5 +275,5 @@ class _Together(TorchFunctionMode):
         whole = rows.new_zeros(self.shard.count, *rows.shape[1:])
         mine = self.shard.own(rows)
         whole.narrow(0, self.shard.rank * self.shard.size, len(mine)).copy_(mine) if len(mine) else None
-        torch.distributed.all_reduce(whole)
+        reduce(whole)
         return whole.flatten(0, 1)
