@@ -188,10 +188,9 @@ def resolve(dataset: str, method: str, prior: str, overrides: Mapping[str, str] 
         if not os.path.isfile(dataset):
             raise InputError(f"there is no file '{dataset}': give the path of a file that exists")
     elif dataset not in DATASETS:
-        try:
-            check_name("dataset", dataset, [name + SEMI * semi for name in DATASETS])
-        except InputError as error:
-            raise InputError(f"{error}; or give the path of a .npz or .npy file") from None
+        check_name(
+            "dataset", dataset, [name + SEMI * semi for name in DATASETS], "give the path of a .npz or .npy file"
+        )
     method = method.removesuffix(SEMI)
     method = ALIASES.get(method, method)
     check_name("prior", prior, PRIORS)
