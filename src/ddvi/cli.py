@@ -19,7 +19,7 @@ from ddvi.catalogue import DATASETS, LIKELIHOODS, MEASURES, OBJECTIVES, PRIORS
 from ddvi.devices import is_first
 from ddvi.errors import InputError, TrainingError, check_name
 from ddvi.methods import ALIASES, METHODS
-from ddvi.settings import FIELDS, Settings, resolve
+from ddvi.settings import FIELDS, Settings, idle, resolve
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -166,6 +166,8 @@ def _train(arguments: argparse.Namespace) -> int:
         return _take_part(settings)
     folders.plan(settings)
     console = _console()
+    if without_effect := idle(settings, given):
+        console.print(f"without effect, as objective={settings.objective} doesn't read it: {', '.join(without_effect)}")
     watcher = _Watcher(console, settings)
     again = [word for word in arguments.words if not word.startswith(("resume=", "overwrite="))]
     command = shlex.join([*shlex.split(os.environ.get("DDVI_PROGRAM", "ddvi train")), *again, "resume=true"])

@@ -29,6 +29,7 @@ class Method:
         warms_up: whether there is a simpler model that training can start with, see `ddvi.objectives.warm_up`.
         defaults: settings that differ from the general defaults.
         paper: settings of the paper's code that differ from `PAPER`, weights in units of a mean over pixels.
+        paper_semi: those that differ once more where it learns from labels.
     """
 
     description: str
@@ -38,6 +39,7 @@ class Method:
     warms_up: bool = False
     defaults: Mapping[str, object] = field(default_factory=dict)
     paper: Mapping[str, object] = field(default_factory=dict)
+    paper_semi: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def objective(self) -> str:
@@ -50,25 +52,29 @@ class Method:
 
 
 _FLOW = ("flow_layers", "context_size")
+_PAPER_SEMI = {"epochs": 50, "kl_weight": 0.01, "prior_weight": 1.0, "classifier_weight": 0.01}
 _DIFFUSION = ("steps", "noise", "denoiser_size", "denoiser_layers", "covariance", "prior_denoiser")
 
 METHODS: dict[str, Method] = {
     "vae": Method(
         "diagonal Gaussian posterior",
         "ddvi.posteriors.gaussian:GaussianPosterior",
-        paper={"kl_weight": 0.01, "kl_rise": 0.8},
+        paper={"kl_weight": 0.01, "kl_rise": 0.8, "prior_weight": 5.0},
+        paper_semi=_PAPER_SEMI,
     ),
     "iaf_vae": Method(
         "inverse autoregressive flow",
         "ddvi.posteriors.flow:FlowPosterior",
         _FLOW,
         paper={"kl_weight": 0.01, "kl_rise": 0.8, "context_size": 10},
+        paper_semi=_PAPER_SEMI,
     ),
     "h_iaf_vae": Method(
         "flow of an auxiliary variable",
         "ddvi.posteriors.hierarchical:HierarchicalPosterior",
         _FLOW,
-        paper={"kl_weight": 0.005, "kl_rise": 0.8, "context_size": 10},
+        paper={"kl_weight": 0.005, "kl_rise": 0.8, "prior_weight": 0.5, "context_size": 10},
+        paper_semi=_PAPER_SEMI,
     ),
     "aae": Method(
         "adversarial encoder",
@@ -91,8 +97,20 @@ METHODS: dict[str, Method] = {
             "prior_denoiser": False,
             "kl_weight": 0.003,
             "sleep_steps": 3,
+            "sleep_weight": 1.0,
             "warmup": 100,
+            "warmup_kl_weight": 0.01,
             "freeze_decoder": 30,
+        },
+        paper_semi={
+            "batch_size": 1024,
+            "epochs": 100,
+            "warmup": 50,
+            "freeze_decoder": 0,
+            "kl_weight": 0.1,
+            "classifier_weight": 0.01,
+            "steps": 100,
+            "sleep_steps": 30,
         },
     ),
 }

@@ -68,9 +68,9 @@ class Weights(NamedTuple):
     log_ratio: Tensor
     """log q_φ(z, a | x) − log r(a | z)."""
 
-    def log_weight(self, kl_weight: float = 1.0) -> Tensor:
-        """log p_θ(x | z) + kl_weight · (log p(z) − log_ratio); a bound's bracket at weight 1."""
-        return self.log_likelihood + kl_weight * (self.log_prior - self.log_ratio)
+    def log_weight(self, kl_weight: float = 1.0, prior_weight: float = 1.0) -> Tensor:
+        """log p_θ(x | z) + kl_weight · (prior_weight · log p(z) − log_ratio); a bound's bracket at weights 1."""
+        return self.log_likelihood + kl_weight * (prior_weight * self.log_prior - self.log_ratio)
 
 
 class LatentVariableModel(nn.Module):

@@ -225,7 +225,8 @@ class Denoiser(nn.Module):
             context: (B, hidden_size), from `self.context`.
         """
         h = _silu(nn.functional.linear(inputs, self.entrance.weight) + (biases[0] + context))
-        for layer, bias in zip(self.hidden, biases[1:], strict=True):
+        hidden: Any = self.hidden
+        for layer, bias in zip(hidden, biases[1:], strict=True):
             h = _silu(_affine(h, layer.weight, bias))
         return self.exit(h)
 

@@ -121,9 +121,9 @@ class NoisingProcess(nn.Module):
             setattr(self, name, value.to(getattr(self, name)))
         return self
 
-    def at(self, t: Tensor | slice, axes: int = 0) -> Levels:
+    def at(self, t: Tensor | slice | int, axes: int = 0) -> Levels:
         """The constants at levels t (*), each (*, 1); at a slice of levels with so many axes behind it, (·, 1 …, 1)."""
-        shape = (-1, *[1] * (axes + 1)) if isinstance(t, slice) else (*t.shape, 1)
+        shape = (-1, *[1] * (axes + 1)) if isinstance(t, slice) else (*t.shape, 1) if isinstance(t, Tensor) else (1,)
         return Levels(*(getattr(self, name)[t].view(shape) for name in Levels._fields))
 
     def marginal(self, start: DiagonalGaussian, t: Levels) -> DiagonalGaussian:

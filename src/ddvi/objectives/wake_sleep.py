@@ -84,10 +84,10 @@ class ReweightedWakeSleep(DataObjective):
     def loss(
         self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float = 1.0
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        count, sleeps = len(x), self.sleep_weight > 0 and label is None
-        fantasies = model.fantasise(count) if sleeps else Fantasies(x[:0], x[:0], None)
+        count = len(x)
+        fantasies = model.fantasise(count) if self.sleep_weight > 0 and label is None else None
         # Data and fantasies go through the encoder, and later through the posterior, together.
-        features = model.posterior.encode(torch.cat([x, fantasies.x]))
+        features = model.posterior.encode(x if fantasies is None else torch.cat([x, fantasies.x]))
         view = model.view_of(features[:count], label)
         samples = max(1, self.samples // len(view.features)) if view.summed else self.samples
         with torch.no_grad():
@@ -98,20 +98,18 @@ class ReweightedWakeSleep(DataObjective):
             z = _take(draw.z.flatten(0, -3), chosen)
             terms = bound_terms(view, weights)
         view = _told(view, chosen) if view.summed else view
-        reconstruction = -model.likelihood.log_prob(x, z)
         known, pairs = view.features, z
-        if sleeps:
-            dream = model.view_of(features[count:], fantasies.label)
-            known, pairs = torch.cat([known, dream.features]), torch.cat([z, fantasies.z])
-        wake, sleep = (-model.posterior.condition(known).log_bound(pairs, self.levels)).split(
-            [count, len(pairs) - count]
-        )
-        loss = reconstruction - model.prior.log_prob(z, view.label) + _with_label(view, wake)
-        terms |= {"resampled_reconstruction": reconstruction, "wake": wake}
+        dream = None if fantasies is None else (model.view_of(features[count:], fantasies.label), fantasies.z)
+        if dream:
+            known, pairs = torch.cat([known, dream[0].features]), torch.cat([pairs, dream[1]])
+        learnt = -model.posterior.condition(known).log_bound(pairs, self.levels)
+        terms |= {"resampled_reconstruction": -model.likelihood.log_prob(x, z), "wake": learnt[:count]}
+        log_prior = model.prior.log_prob(z, view.label)
+        loss = terms["resampled_reconstruction"] - log_prior + _with_label(view, terms["wake"])
         if view.log_label is not None:
             terms["classification"] = -view.log_label
-        if sleeps:
-            terms["sleep"] = _with_label(dream, sleep)
+        if dream:
+            terms["sleep"] = _with_label(dream[0], learnt[count:])
             loss = loss + self.sleep_weight * terms["sleep"]
         return loss, terms
 
