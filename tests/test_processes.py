@@ -18,6 +18,7 @@ import socket
 import pytest
 import torch
 from lightning_fabric import Fabric
+from torch import distributions
 from torch.distributions import Independent, NegativeBinomial
 
 from ddvi import checkpoint
@@ -27,7 +28,7 @@ from ddvi.likelihoods import DistributionLikelihood
 from ddvi.methods import METHODS
 from ddvi.networks import DenseDecoder
 from ddvi.objectives.base import Labelled, Objective, Update
-from ddvi.randomness import Shard, draw, mean, seeded, sharded
+from ddvi.randomness import Shard, draw, mean, own, sample, seeded, sharded
 from ddvi.settings import resolve
 from ddvi.training import Interrupted, Schedule, Trainer
 
@@ -269,6 +270,59 @@ def test_a_process_that_dies_is_not_waited_for():
     run(2, lose_one)
 
 
+def parameters(count):
+    """Of `DRAWN`, in their rows."""
+    with seeded(0):
+        return torch.rand(count, 3, 4) + 0.1
+
+
+DRAWN = [
+    lambda p: Independent(distributions.Bernoulli(p / 2), 2),
+    lambda p: distributions.Categorical(p),
+    lambda p: distributions.Normal(p, p[:, :1]),
+    lambda p: distributions.Poisson(5 * p),
+    lambda p: distributions.Gamma(p, 2.0),
+    lambda p: distributions.Beta(p, 1.0),
+    lambda p: distributions.Binomial(20, p / 2),
+    lambda p: distributions.NegativeBinomial(3.0, p / 2),
+    lambda p: distributions.Exponential(p),
+    lambda p: distributions.Laplace(p, 1.0),
+    lambda p: distributions.StudentT(3.0, p),
+    lambda p: distributions.MultivariateNormal(p, torch.eye(4)),
+    lambda p: distributions.MixtureSameFamily(distributions.Categorical(p), distributions.Poisson(5 * p)),
+]
+
+
+def draw_from_each(fabric):
+    shard = Shard(9, fabric.global_rank, fabric.world_size)
+    whole = parameters(9)
+    for index, make in enumerate(DRAWN):
+        with seeded(1):
+            expected, after = shard.part(make(whole).sample()), torch.rand(3)
+        with seeded(1), sharded(shard, watched=True):
+            drawn = sample(make(shard.part(whole)))
+        with seeded(1), sharded(shard):
+            again = sample(make(shard.part(whole)))
+            assert torch.equal(torch.rand(3), after), f"{index}: what is drawn after it is different"
+        assert torch.equal(drawn, again)
+        assert torch.equal(drawn, expected), f"{index}: {drawn} where one process draws {expected}"
+
+
+def test_distributions_draw_what_they_draw_in_one_process():
+    run(2, draw_from_each)
+
+
+def differ(fabric):
+    trainer = make_trainer("vae elbo", None, fabric)
+    trainer.train_x = trainer.train_x[: 87 - fabric.global_rank]
+    with pytest.raises(InputError, match="different amounts of data; give each of them all of it"):
+        trainer.fit()
+
+
+def test_processes_with_different_data_are_refused():
+    run(2, differ)
+
+
 def test_a_fabric_that_is_not_launched_is_refused():
     with pytest.raises(InputError, match="has 2 devices but no processes yet; call its launch"):
         make_trainer("vae elbo", None, Fabric(accelerator="cpu", devices=2))
@@ -345,5 +399,8 @@ def test_numbers_that_all_processes_would_share_are_refused(drawn):
 
 
 def test_a_shape_without_the_batch_is_refused():
-    with sharded(Shard(8, 0, 2)), pytest.raises(InputError, match=r"of shape \(3,\) have no axis of 4 rows"):
-        draw(torch.rand, (3,), 0)
+    with sharded(Shard(8, 0, 2)):
+        with pytest.raises(InputError, match=r"of shape \(3,\) have no axis of 4 rows"):
+            draw(torch.rand, (3,), 0)
+        with pytest.raises(InputError, match=r"of shape \(\) isn't one for each of the 4 examples"):
+            own(torch.zeros(()))

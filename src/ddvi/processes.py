@@ -75,13 +75,23 @@ class Processes:
             self.fabric.barrier()
 
     @torch.no_grad()
-    def start_alike(self, model: nn.Module) -> None:
-        """Give every process the weights and the random state of the first."""
+    def start_alike(self, model: nn.Module, sizes: Sequence[int]) -> None:
+        """Give every process the weights and the random state of the first.
+
+        Args:
+            model: its own.
+            sizes: of the data that it was given.
+
+        Raises:
+            InputError: the sizes differ from those of the first.
+        """
         if not self.several:
             return
         tensors, states, here = [*model.parameters(), *model.buffers()], random_state(), str(self.fabric.device)
-        mine = [tensor.detach().cpu() for tensor in tensors], states["cpu"], states.get(here)
-        theirs, cpu, device = self.fabric.broadcast(mine)
+        mine = [tensor.detach().cpu() for tensor in tensors], states["cpu"], states.get(here), list(sizes)
+        theirs, cpu, device, first_sizes = self.fabric.broadcast(mine)
+        if True in self.any([first_sizes != list(sizes)]):
+            raise InputError("the processes were given different amounts of data; give each of them all of it")
         for tensor, value in zip(tensors, theirs, strict=True):
             tensor.copy_(value)
         # Of random states those of the CPU and of the process's own device count, which each calls by another name.

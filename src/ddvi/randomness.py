@@ -121,6 +121,11 @@ class Shard:
 
     def own(self, part: Tensor) -> Tensor:
         """The rows (*, …) of this part, as `part` gives them along the first axis, that count here."""
+        if not part.dim() or len(part) % self.size:
+            raise InputError(
+                f"a loss or a term of shape {tuple(part.shape)} isn't one for each of the {self.size} examples of this"
+                " process, without which several devices don't know what to count"
+            )
         return part.unflatten(0, (-1, self.size))[:, self.rank * self.size - self.start :].flatten(0, 1)
 
 
@@ -257,7 +262,8 @@ class _Together(TorchFunctionMode):
             drawn = func(args[0].new_empty(self._whole(args[0].shape)), *args[1:], **options)
             return args[0].copy_(self._part(drawn))
         if name in _BY_PARAMETERS:
-            return self._part(func(*(self._gathered(value) for value in args), **options))
+            options = {key: self._gathered(value) for key, value in options.items()}
+            return self._part(func(*map(self._gathered, args), **options))
         return func(*args, **options)
 
     def _whole(self, shape: Sequence[int]) -> list[int]:

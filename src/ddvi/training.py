@@ -182,7 +182,7 @@ class Trainer:
         with seeded(self.schedule.seed, "training"), self._interruptible() as interrupted:
             if resume:
                 self._restore()
-            self.processes.start_alike(self.model)
+            self.processes.start_alike(self.model, [len(self.train_x), len(self.labelled.x) if self.labelled else 0])
             self.model.train()
             while self.state.epoch < self.schedule.epochs:
                 self._epoch(interrupted)
