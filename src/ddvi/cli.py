@@ -16,9 +16,10 @@ from typing import Any, NoReturn
 
 from ddvi._version import __version__
 from ddvi.catalogue import DATASETS, LIKELIHOODS, OBJECTIVES, PRIORS
+from ddvi.devices import is_first
 from ddvi.errors import InputError, TrainingError, check_name
 from ddvi.methods import ALIASES, METHODS
-from ddvi.settings import FIELDS, idle, resolve
+from ddvi.settings import FIELDS, Settings, idle, resolve
 
 _DEFAULTS = ("digits", "ddvi", "pinwheel")
 _SETTING = re.compile(r"([A-Za-z_][A-Za-z_0-9-]*)=(.*)", re.DOTALL)
@@ -181,6 +182,8 @@ def _train(arguments: argparse.Namespace) -> int:
         raise InputError(f"'{' '.join(names)}' {'is' if len(names) == 1 else 'are'} {len(names)} of 3 names: {_USAGE}")
     dataset, method, prior = names or _DEFAULTS
     settings = resolve(dataset, method, prior, given)
+    if not is_first(settings):
+        return _take_part(settings)
     folders.plan(settings)
     console = progress.console()
     if without_effect := idle(settings, given):
@@ -200,6 +203,22 @@ def _train(arguments: argparse.Namespace) -> int:
             raise
         return _fail(f"stopped {watcher.place}; go on with: {command}", 130)
     progress.print_metrics(console, metrics, settings.folder)
+    return 0
+
+
+def _take_part(settings: Settings) -> int:
+    """Train as one of several processes that isn't the first: that one shows, prints and fails for all of them."""
+    from ddvi import runs
+
+    try:
+        runs.train(settings)
+    except (InputError, TrainingError, KeyboardInterrupt):
+        pass
+    except Exception as error:
+        from ddvi.training import Interrupted
+
+        if not isinstance(error, Interrupted):
+            raise
     return 0
 
 

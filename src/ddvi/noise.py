@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ddvi.catalogue import NOISE_SCHEDULES
 from ddvi.errors import InputError, check_name
-from ddvi.gaussians import AnyGaussian, DiagonalGaussian
+from ddvi.gaussians import AnyGaussian, DiagonalGaussian, normal
 
 
 def log_snr_schedule(steps: int) -> Tensor:
@@ -142,5 +142,5 @@ class NoisingProcess(nn.Module):
         path = [z]
         for t in range(1, self.steps + 1):
             ratio = self.alpha[t] / self.alpha[t - 1]
-            path.append(ratio * path[-1] + (1 - ratio**2).clamp_min(0).sqrt() * torch.randn_like(z))
+            path.append(ratio * path[-1] + (1 - ratio**2).clamp_min(0).sqrt() * normal(z))
         return torch.stack(path)

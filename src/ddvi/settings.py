@@ -111,6 +111,7 @@ class Settings:
     device: str = setting(
         "auto", "auto takes an accelerator where there is one", choices=("auto", "cpu", "cuda", "mps")
     )
+    devices: int = setting(1, "how many train together, a process each, on batches shared out among them", minimum=1)
     precision: str = setting("32", "floating-point numbers", choices=("32", "64", "bf16"))
     threads: int = setting(0, "CPU threads; 0 takes torch's own choice", minimum=0)
     out: str = setting("", "the run folder; runs/DATASET/METHOD/PRIOR/seedN if empty")
@@ -137,7 +138,7 @@ class Settings:
 
 
 FIELDS: dict[str, dataclasses.Field[Any]] = {field.name: field for field in dataclasses.fields(Settings)}
-FREE_ON_RESUME = {"out", "data_root", "device", "threads", "resume", "overwrite", "evaluation"}
+FREE_ON_RESUME = {"out", "data_root", "device", "devices", "threads", "resume", "overwrite", "evaluation"}
 """Settings that don't decide what is learnt, and may differ when a run is resumed."""
 
 DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -194,10 +195,9 @@ def resolve(dataset: str, method: str, prior: str, overrides: Mapping[str, str] 
         if not os.path.isfile(dataset):
             raise InputError(f"there is no file '{dataset}': give the path of a file that exists")
     elif dataset not in DATASETS:
-        try:
-            check_name("dataset", dataset, [name + SEMI * semi for name in DATASETS])
-        except InputError as error:
-            raise InputError(f"{error}; or give the path of a .npz or .npy file") from None
+        check_name(
+            "dataset", dataset, [name + SEMI * semi for name in DATASETS], "give the path of a .npz or .npy file"
+        )
     method = method.removesuffix(SEMI)
     method = ALIASES.get(method, method)
     check_name("prior", prior, PRIORS)

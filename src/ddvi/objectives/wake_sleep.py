@@ -20,6 +20,7 @@ from torch import Tensor
 from ddvi.model import Fantasies, LatentVariableModel, View
 from ddvi.objectives.base import Batch, DataObjective, Update, data_update
 from ddvi.objectives.elbo import ELBO, bound_terms
+from ddvi.randomness import sample
 
 
 def sleep_loss(model: LatentVariableModel, fantasies: Fantasies, levels: int | None) -> Tensor:
@@ -93,7 +94,7 @@ class ReweightedWakeSleep(DataObjective):
             draw = model.posterior.condition(view.features.detach()).draw((samples,))
             weights = model.weigh(x, draw, view.label)
             log_weight = weights.log_weight().flatten(0, -2)
-            chosen = torch.distributions.Categorical(logits=log_weight.T, validate_args=False).sample()
+            chosen = sample(torch.distributions.Categorical(logits=log_weight.T, validate_args=False))
             z = _take(draw.z.flatten(0, -3), chosen)
             terms = bound_terms(view, weights)
         view = _told(view, chosen) if view.summed else view

@@ -25,19 +25,21 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Self, final
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ddvi.gaussians import DiagonalGaussian, FullGaussian, Gaussian, packed, stack
+from ddvi.gaussians import DiagonalGaussian, FullGaussian, Gaussian, normal, packed, stack
 from ddvi.networks import Denoiser
 from ddvi.noise import Levels, NoisingProcess, point
 from ddvi.posteriors.base import VARIANCE_FLOOR, Conditional, Draw, Posterior
 from ddvi.posteriors.gaussian import GaussianHead
 from ddvi.posteriors.prior_denoiser import PriorDenoiser
 from ddvi.priors import Prior
+from ddvi.randomness import draw
 
 _LARGEST_LOG_FACTOR = 6.0  # of a variance against its anchor: e^±6 either way
 _ROWS_AT_ONCE = 2560  # draws × levels that are differentiated together: what stays in a processor's cache is fastest
@@ -126,13 +128,13 @@ class DiffusionConditional(Conditional):
         """Draw z_T … z_0, one after the other, each with its law and the standard normal noise that made it."""
         biases = self.posterior.denoiser.biases(self.every)
         law: Gaussian = self.start
-        noise = torch.randn(*sample_shape, *law.mean.shape, dtype=law.mean.dtype, device=law.mean.device)
+        noise = normal(law.mean, sample_shape)
         z = law.transform(noise)
         yield z, law, noise
         for t in range(self.noise.steps, 0, -1):
             known = _Steps.of(self.anchor, self.noise.at(t))
             prediction = self.posterior.predict(z, t, known, [bias[t - 1] for bias in biases], self.context)
-            law, noise = self.noise.step_back(prediction, z, known.levels), torch.randn_like(z)
+            law, noise = self.noise.step_back(prediction, z, known.levels), normal(z)
             z = law.transform(noise)
             yield z, law, noise
 
@@ -187,7 +189,7 @@ class DiffusionConditional(Conditional):
             levels, t = steps, self.every
             first = self.posterior.first.view(-1, *[1] * (z.dim() - 1))
         else:
-            t = torch.randint(1, steps + 1, (levels, *z.shape[:-1]), device=z.device)
+            t = draw(partial(torch.randint, 1, steps + 1), (levels, *z.shape[:-1]), -1, device=z.device)
             first = t == 1
         constants = self.noise.at(t, z.dim() - 1)
         z_t = self.noise.marginal(point(z.expand(levels, *z.shape)), constants).sample()
