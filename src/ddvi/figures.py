@@ -169,6 +169,8 @@ def latent_spaces(
             panel = row[j] if j < len(row) else None
             if panel is None:
                 axes.set_frame_on(False)
+                if j:
+                    axes.set_axis_off()
                 continue
             title, z, labels = panel
             clouds.append(z)

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 CONF = Path(__file__).parent / "conf"
 COMMANDS, LOG = "commands.sh", "log.txt"
-USAGE = "ddvi study STUDY, or DATASETS METHODS PRIORS, with commas between several; then key=value,value …"
 AXES = ("dataset", "method", "prior")
 LAUNCHERS = {"local": "", "ray": "ray", "slurm": "hydra_plugins.hydra_submitit_launcher"}
 """Where a study can run, and the module that it takes."""
@@ -109,7 +108,7 @@ def read(words: Sequence[str]) -> Study:
     Raises:
         InputError: whatever can't be used.
     """
-    hydra = [word for word in words if word.startswith(("hydra.", "hydra/"))]
+    hydra = [word for word in words if word.lstrip("+~").startswith(("hydra.", "hydra/"))]
     pairs = [word.partition("=") for word in words if "=" in word and word not in hydra]
     given = {name if "." in name else name.replace("-", "_"): value for name, _, value in pairs}
     options = {name: given.pop(name) for name in _OPTIONS if name in given}
@@ -144,7 +143,8 @@ def _grids(names: Sequence[str]) -> tuple[list[dict[str, list[str]]], str]:
         values: dict[str, list[str]] = {name: _split(name, text) for name, text in zip(AXES, names, strict=True)}
         return [values], "+".join(Path(name).stem for name in values["dataset"])
     if len(names) != 1:
-        raise InputError(f"'{' '.join(names)}' doesn't name a study: {USAGE}; stored ones are {', '.join(stored())}")
+        given = f"'{' '.join(names)}' is neither" if names else "nothing is named"
+        raise InputError(f"{given}: give a stored study ({', '.join(stored())}), or DATASETS METHODS PRIORS")
     path = Path(names[0])
     if path.suffix not in (".yaml", ".yml"):
         path = stored()[check_name("study", names[0], stored())]

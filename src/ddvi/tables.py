@@ -214,7 +214,8 @@ def _provenance(runs: Sequence[Run]) -> list[str]:
     lines = []
     for kind, found in kinds.items():
         counts = Counter(found)
-        each = [text if len(counts) == 1 else f"{text} ({number} runs)" for text, number in counts.items()]
+        common = counts.most_common()
+        each = [text if len(counts) == 1 else f"{text} ({n} of {len(runs)} runs)" for text, n in common]
         lines.append(f"{kind}: {'; '.join(each)}")
     return lines
 

@@ -6,6 +6,7 @@ never raises; so a run that fails, and a worker that is lost, leave the others a
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -67,6 +68,7 @@ class RayLauncher(_StudyLauncher):
         self.init, self.remote = init, remote
 
     def results(self, configs: Sequence[DictConfig]) -> list[Any]:
+        os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # a line for each run, not one for all that look alike
         import ray
 
         def plain(config: DictConfig) -> dict[str, Any]:
