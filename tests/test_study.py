@@ -22,7 +22,7 @@ from ddvi.errors import InputError
 from ddvi.settings import resolve
 
 SMALL = ("limit=100", "hidden_size=8", "evaluation=quick")
-LONG = ("digits", "vae,aae", "pinwheel", "epochs=500", *SMALL)
+LONG = ("digits", "vae,aae", "pinwheel", "epochs=200", *SMALL)
 
 
 def names(words: str) -> list[str]:
@@ -241,6 +241,22 @@ def test_what_hydra_refuses_is_one_sentence(started: list[str], tmp_path: Path) 
     assert not started
 
 
+def test_a_launcher_that_stops_is_the_reason(
+    started: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hydra_plugins.ddvi_launchers import LocalLauncher
+
+    def lost(launcher: LocalLauncher, configs: Sequence[Any]) -> list[str]:
+        launcher.task_function(configs[0])
+        raise RuntimeError("the queue\nis gone")
+
+    monkeypatch.setattr(LocalLauncher, "results", lost)
+    found = study.read(["digits", "vae", "pinwheel", "seed=0,1", f"out={tmp_path}"])
+    (failure,) = study.run(found, study.left(found))
+    assert failure.member.settings.seed == 1
+    assert failure.reason == "launcher=local stopped: the queue is gone"
+
+
 def test_names_that_hydra_would_read_otherwise_arrive_as_they_are(started: list[str], tmp_path: Path) -> None:
     odd = tmp_path / 'it\'s a "grid", {x: [1]} \\ = ~done'
     found = study.read(["digits", "vae", "pinwheel", f"out={odd}"])
@@ -312,7 +328,7 @@ def test_killed_members_and_killed_studies_go_on(tmp_path: Path) -> None:
     os.kill(process_of(vae)[0], signal.SIGKILL)
     output, _ = second.communicate(timeout=100)
     assert second.returncode == 0, output
-    check_finished(tmp_path, 500)
+    check_finished(tmp_path, 200)
     assert (tmp_path / "tables/digits-pinwheel.md").exists()
     assert (tmp_path / "tables/digits.png").exists()
 
@@ -357,4 +373,4 @@ def test_a_ray_cluster_loses_a_worker_and_no_result(tmp_path: Path, cluster: str
     os.kill(process_of(vae)[1], signal.SIGKILL)  # the worker; its run notices, and Ray starts the task anew
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 0, output
-    check_finished(tmp_path, 500)
+    check_finished(tmp_path, 200)

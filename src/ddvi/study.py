@@ -339,7 +339,7 @@ def _reason(status: int, folder: Path) -> str:
         return f"killed by signal {-status}"
     lines = (folder / LOG).read_text(errors="replace").split("\n")
     said = next((line for line in reversed(lines) if line.strip()), f"exit status {status}")
-    return said.removeprefix("ddvi: ").strip()
+    return said.removeprefix("ddvi: ").partition("; go on with:")[0].strip()
 
 
 def _result(folder: Path) -> str:
