@@ -130,9 +130,9 @@ def test_another_objective_is_one_deviation_with_its_own_defaults() -> None:
 
 def test_a_study_gives_every_method_the_same_passes() -> None:
     of = {method: resolve("mnist", method, "pinwheel", {"preset": "study"}) for method in METHODS}
-    assert {(settings.epochs, settings.hidden_size) for settings in of.values()} == {(18, 500)}
-    slowest = 18 * (60_000 - of["ddvi"].validation) / 4600  # examples a second of DDVI on 2 cores
-    assert slowest + 30 < 0.9 * 300, "five minutes with evaluation, and a margin"
+    assert {(settings.epochs, settings.hidden_size) for settings in of.values()} == {(16, 500)}
+    slowest = of["ddvi"].epochs * (60_000 - of["ddvi"].validation) / 4400  # examples a second of DDVI on 2 cores
+    assert slowest + 40 < 0.9 * 300, "five minutes with evaluation, and a margin"
     assert (
         resolve("digits", "vae", "pinwheel", {"preset": "study"}).epochs == resolve("digits", "vae", "pinwheel").epochs
     )
