@@ -52,8 +52,9 @@ def make_cases(methods: Sequence[str], steps: int) -> list[Case]:
     cases: list[Case] = []
     for method in methods:
         if method.removesuffix(SEMI) == "ddvi":
+            # As many sleep steps with labels as without, so that their costs can be held together.
             cases += [
-                Case(f"{method}, the paper's", method, paper | {"steps": steps}),
+                Case(f"{method}, the paper's", method, paper | {"steps": steps, "sleep_steps": 3}),
                 Case(f"{method}, ours", method, ours),
                 Case(f"{method}, ours, T = {steps}", method, ours | {"steps": steps}),
             ]
