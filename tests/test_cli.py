@@ -31,6 +31,10 @@ SMALL = ("digits", "vae", "pinwheel", "hidden_size=16", "limit=200", "evaluation
         (["train", "mnist", "vae", "pinwheel", "epochs=x"], 2),
         (["train", "digits", "vae", "pinwheel", "out=/dev/null/run"], 2),
         (["evaluate", "/nowhere"], 2),
+        (["study", "--help"], 0),
+        (["study", "nope"], 2),
+        (["study", "mnist", "vae,vea", "pinwheel"], 2),
+        (["tables", "/nowhere"], 2),
         (["sample"], 2),
     ],
 )

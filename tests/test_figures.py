@@ -152,6 +152,16 @@ def test_a_grid_of_latent_spaces():
     assert not figure.axes[4].axison
 
 
+def test_a_grid_with_a_gap_keeps_titles_and_names():
+    with seeded(0):
+        panel = ("vae\nlr=0.1", torch.randn(50, 2), None)
+        prior = ("prior", 2 * torch.randn(50, 2), None)
+    figure = figures.latent_spaces([[None, prior], [panel, prior]], ("pinwheel", "square"))
+    assert [axes.get_title() for axes in figure.axes] == ["", "prior", "vae\nlr=0.1", ""]
+    assert [axes.get_ylabel() for axes in figure.axes] == ["pinwheel", "", "square", ""]
+    assert [len(axes.collections) for axes in figure.axes] == [0, 1, 1, 1]
+
+
 def test_curves_leave_out_times_and_show_every_term():
     figure = figures.curves(HISTORY, "title")
     shown = {axes.get_title(): axes for axes in figure.axes if axes.axison}

@@ -9,7 +9,7 @@ import pytest
 from ddvi.catalogue import OBJECTIVES
 from ddvi.errors import InputError
 from ddvi.methods import METHODS
-from ddvi.settings import FIELDS, OBJECTIVE_SETTINGS, Settings, convert, idle, resolve
+from ddvi.settings import FIELDS, OBJECTIVE_SETTINGS, Settings, convert, deviations, idle, resolve
 
 
 @pytest.mark.parametrize("alias", ["ddvi", "diff_vae_warmup"])
@@ -106,3 +106,33 @@ def test_every_objective_says_what_it_reads() -> None:
     given = {"kl_weight": "2", "samples": "4", "lr": "1e-4", "sleep_steps": "2"}
     assert idle(resolve("mnist", "ddvi", "pinwheel", given), given) == ["kl_weight", "sleep_steps"]
     assert idle(resolve("mnist", "vae", "pinwheel", given), given) == ["sleep_steps"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("preset", ["default", "paper", "study"])
+def test_deviations_are_what_a_user_would_write(method: str, preset: str) -> None:
+    """Given again, they make the same settings; what needn't be written isn't among them."""
+    overrides = {"preset": preset, "epochs": "7", "lr": "0.003", "seed": "4", "threads": "1", "evaluation": "quick"}
+    settings = resolve("mnist", method, "pinwheel", overrides)
+    found = deviations(settings)
+    assert found == {"epochs": "7", "lr": "0.003"} | ({"preset": preset} if preset != "default" else {})
+    again = resolve("mnist", method, "pinwheel", found | {"seed": "4", "threads": "1", "evaluation": "quick"})
+    assert again == settings
+    assert deviations(resolve("digits_semi", f"{method}_semi", "gaussian")) == {}
+
+
+def test_another_objective_is_one_deviation_with_its_own_defaults() -> None:
+    settings = resolve("mnist", "vae", "pinwheel", {"objective": "reweighted_wake_sleep"})
+    assert settings.samples == 8
+    assert deviations(settings) == {"objective": "reweighted_wake_sleep"}
+    assert deviations(resolve("mnist", "ddvi", "pinwheel", {"objective": "reweighted_wake_sleep"})) == {}
+
+
+def test_a_study_gives_every_method_the_same_passes() -> None:
+    of = {method: resolve("mnist", method, "pinwheel", {"preset": "study"}) for method in METHODS}
+    assert {(settings.epochs, settings.hidden_size) for settings in of.values()} == {(16, 500)}
+    slowest = of["ddvi"].epochs * (60_000 - of["ddvi"].validation) / 4400  # examples a second of DDVI on 2 cores
+    assert slowest + 40 < 0.9 * 300, "five minutes with evaluation, and a margin"
+    assert (
+        resolve("digits", "vae", "pinwheel", {"preset": "study"}).epochs == resolve("digits", "vae", "pinwheel").epochs
+    )

@@ -1,4 +1,4 @@
-"""The command line: `ddvi train`, `evaluate`, `sample`, `list`.
+"""The command line: `ddvi train`, `evaluate`, `sample`, `study`, `tables`, `list`.
 
 Whatever concerns names, values and run folders is answered before torch is imported.
 """
@@ -10,19 +10,16 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from ddvi._version import __version__
-from ddvi.catalogue import DATASETS, LIKELIHOODS, MEASURES, OBJECTIVES, PRIORS
+from ddvi.catalogue import DATASETS, LIKELIHOODS, OBJECTIVES, PRIORS
 from ddvi.devices import is_first
 from ddvi.errors import InputError, TrainingError, check_name
 from ddvi.methods import ALIASES, METHODS
 from ddvi.settings import FIELDS, Settings, idle, resolve
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 _DEFAULTS = ("digits", "ddvi", "pinwheel")
 _SETTING = re.compile(r"([A-Za-z_][A-Za-z_0-9-]*)=(.*)", re.DOTALL)
@@ -33,7 +30,19 @@ Diffusion models as variational posteriors for latent-variable models.
   ddvi train [DATASET ALGORITHM PRIOR] [key=value ...]   train, evaluate, fill the run folder
   ddvi evaluate RUN [key=value ...]                      evaluate a run folder again
   ddvi sample RUN [-n N] [-o FILE.npz] [seed=N]          draw from a trained model
+  ddvi study STUDY | DATASETS METHODS PRIORS [key=…]     run a grid, a comma between values; then tables
+  ddvi tables FOLDER [-o FOLDER]                         tables and pictures of finished runs
   ddvi list                                              datasets, methods, priors, settings
+"""
+_STUDY = "STUDY | DATASETS METHODS PRIORS [key=value,value …]"
+_STUDY_DESCRIPTION = """\
+Train every member of a grid, skip what is finished, go on with what was cut off, then make tables.
+
+  ddvi study mnist                                          a stored study, or FILE.yaml
+  ddvi study digits vae,ddvi pinwheel seed=0,1,2 out=first  a grid of your own
+  … lr=1e-3,2e-3 ddvi.lr=5e-4                               for all; for one method, prior or data set
+  … launcher=local|ray|slurm workers=N threads=N retries=N  where, and how
+  … hydra.launcher.partition=gpu                            what Hydra's launcher is told
 """
 _EXAMPLES = """\
 examples:
@@ -133,6 +142,17 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("-o", dest="output", metavar="FILE.npz", help="the file (RUN/samples.npz)")
     sample.set_defaults(run=_sample)
 
+    study = commands.add_parser("study", usage=f"ddvi study {_STUDY}", help="run a grid and make its tables", **options)
+    study.description = _STUDY_DESCRIPTION
+    study.add_argument("words", nargs="*", metavar="…", help="a stored study or three names, and settings as key=value")
+    study.set_defaults(run=_study)
+
+    tables = commands.add_parser("tables", usage="ddvi tables FOLDER [-o FOLDER]", help="tables of runs", **options)
+    tables.description = "Tables (Markdown, CSV, LaTeX) and latent spaces of the finished runs in a folder; data_root=…"
+    tables.add_argument("words", nargs="*", metavar="FOLDER", help="with run folders in it, at any depth")
+    tables.add_argument("-o", dest="output", metavar="FOLDER", help="where they go (FOLDER/tables)")
+    tables.set_defaults(run=_tables)
+
     show = commands.add_parser("list", help="datasets, methods, priors and settings with their meaning", **options)
     show.set_defaults(run=_list)
     return parser
@@ -145,17 +165,17 @@ def _split(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     return names, {match[1].replace("-", "_"): match[2] for match in matches if match}
 
 
-def _one_run(command: str, words: Sequence[str]) -> tuple[Path, dict[str, str]]:
+def _one_folder(command: str, words: Sequence[str], kind: str = "run folder") -> tuple[Path, dict[str, str]]:
     names, settings = _split(words)
     if len(names) != 1:
-        raise InputError(f"'ddvi {command}' takes one run folder, not {len(names)}: ddvi {command} RUN [key=value …]")
+        raise InputError(f"'ddvi {command}' takes one {kind}, not {len(names)}; see 'ddvi {command} --help'")
     if not Path(names[0]).is_dir():
-        raise InputError(f"there is no run folder '{names[0]}'; 'ddvi train' prints where it puts one")
+        raise InputError(f"there is no {kind} '{names[0]}'; 'ddvi train' prints where it puts one")
     return Path(names[0]), settings
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from ddvi import folders, runs
+    from ddvi import folders, progress, runs
 
     names, given = _split(arguments.words)
     if len(names) not in (0, 3):
@@ -165,10 +185,10 @@ def _train(arguments: argparse.Namespace) -> int:
     if not is_first(settings):
         return _take_part(settings)
     folders.plan(settings)
-    console = _console()
+    console = progress.console()
     if without_effect := idle(settings, given):
         console.print(f"without effect, as objective={settings.objective} doesn't read it: {', '.join(without_effect)}")
-    watcher = _Watcher(console, settings)
+    watcher = progress.Watcher(console, settings)
     again = [word for word in arguments.words if not word.startswith(("resume=", "overwrite="))]
     command = shlex.join([*shlex.split(os.environ.get("DDVI_PROGRAM", "ddvi train")), *again, "resume=true"])
     try:
@@ -182,7 +202,7 @@ def _train(arguments: argparse.Namespace) -> int:
         if not isinstance(error, Interrupted):
             raise
         return _fail(f"stopped {watcher.place}; go on with: {command}", 130)
-    _print_metrics(console, metrics, settings.folder)
+    progress.print_metrics(console, metrics, settings.folder)
     return 0
 
 
@@ -203,21 +223,21 @@ def _take_part(settings: Settings) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from ddvi import folders, runs
+    from ddvi import folders, progress, runs
 
-    folder, given = _one_run("evaluate", arguments.words)
+    folder, given = _one_folder("evaluate", arguments.words)
     settings = folders.read_settings(folder)
     for name in given:
         check_name("setting of an evaluation", name, sorted(runs.FREE_ON_EVALUATION))
-    console = _console()
-    with _Watcher(console, settings) as watcher:
+    console = progress.console()
+    with progress.Watcher(console, settings) as watcher:
         metrics = runs.evaluate_run(folder, given, watcher)
-    _print_metrics(console, metrics, folder)
+    progress.print_metrics(console, metrics, folder)
     return 0
 
 
 def _sample(arguments: argparse.Namespace) -> int:
-    folder, given = _one_run("sample", arguments.words)
+    folder, given = _one_folder("sample", arguments.words)
     for name in given:
         check_name("setting of sampling", name, ["seed"])
     from ddvi import folders, runs
@@ -245,10 +265,47 @@ def _sample(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _study(arguments: argparse.Namespace) -> int:
+    from ddvi import study
+
+    found = study.read(arguments.words)
+    study.check_launcher(found)
+    left = study.left(found)
+    study.note_command(found, shlex.join(["ddvi", "study", *arguments.words]))
+    done = len(found.members) - len(left)
+    print(f"{len(found.members)} runs in {found.folder}: {done} finished, {len(left)} to do", flush=True)
+    try:
+        failures = study.run(found, left)
+    except KeyboardInterrupt:
+        return _fail("stopped; the same command goes on", 130)
+    if len(failures) < len(found.members):
+        _make_tables(found.folder, None)
+    for failure in failures:
+        print(f"failed: {failure.member.command}\n  {failure.reason}", file=sys.stderr)
+    return _fail(f"{len(failures)} of {len(found.members)} runs failed", 1) if failures else 0
+
+
+def _tables(arguments: argparse.Namespace) -> int:
+    folder, given = _one_folder("tables", arguments.words, "folder of runs")
+    for name in given:
+        check_name("setting of tables", name, ["data_root"])
+    _make_tables(folder, Path(arguments.output) if arguments.output else None, given.get("data_root", ""))
+    return 0
+
+
+def _make_tables(folder: Path, output: Path | None, data_root: str = "") -> None:
+    from ddvi import tables
+
+    for path in [*tables.write(folder, output), *tables.draw(folder, output, data_root)]:
+        print(path)
+
+
 def _list(_: argparse.Namespace) -> int:
     from rich.table import Table
 
-    console = _console()
+    from ddvi import progress
+
+    console = progress.console()
     methods = {
         name: method.description + "".join(f" (also as {alias})" for alias, of in ALIASES.items() if of == name)
         for name, method in METHODS.items()
@@ -292,102 +349,10 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "train": _train,
     "evaluate": _evaluate,
     "sample": _sample,
+    "study": _study,
+    "tables": _tables,
     "list": _list,
 }
-
-
-class _Watcher:
-    """Shows a training: one live line on a terminal, else a plain line for about every tenth of the epochs."""
-
-    def __init__(self, console: Console, settings: Settings) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-        from rich.table import Column
-
-        self.console = console
-        self.total = settings.epochs
-        self.place = "before training"
-        self.progress = Progress(
-            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
-            BarColumn(bar_width=12),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[rate]}"),
-            TextColumn("{task.fields[losses]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
-            console=console,
-            transient=True,
-            expand=True,
-            disable=not console.is_terminal,
-        )
-        fields = {"epoch": 0, "epochs": self.total, "rate": "", "losses": ""}
-        self.task = self.progress.add_task("", total=None, start=False, **fields)
-        self.first = True
-
-    def __enter__(self) -> _Watcher:
-        self.progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
-
-    def step(self, epoch: int, step: int, steps: int) -> None:
-        """A step of an epoch (from 0) is over; see `training.Listener`."""
-        self.place = f"at epoch {epoch + 1} of {self.total}"
-        done = epoch * steps + step
-        if self.first:
-            self.first = False
-            self.progress.update(self.task, total=self.total * steps, completed=done)
-            self.progress.start_task(self.task)
-        self.progress.update(self.task, completed=done, epoch=epoch + 1)
-
-    def epoch(self, row: Mapping[str, Any]) -> None:
-        """An epoch is over."""
-        leave_out = ("epoch", "skipped", "seconds", "examples_per_second")
-        losses = " ".join(f"{_short(name)} {value:.2f}" for name, value in row.items() if name not in leave_out)
-        rate = f"{row['examples_per_second']:,.0f}/s"
-        self.progress.update(self.task, losses=losses, rate=rate)
-        epoch = int(row["epoch"])
-        tenth = epoch * 10 // self.total > (epoch - 1) * 10 // self.total
-        if not self.console.is_terminal and (tenth or epoch == 1):
-            self.console.print(f"epoch {epoch}/{self.total}  {rate}  {losses}", soft_wrap=True)
-
-    def message(self, text: str) -> None:
-        """Something that the user should know."""
-        evaluating = text.startswith("evaluating")
-        if evaluating:
-            self.place = "while evaluating"
-            self.progress.update(self.task, losses=text)
-        if not (evaluating and self.console.is_terminal):
-            self.console.print(text, soft_wrap=True)
-
-
-def _short(name: str) -> str:
-    """A term's name for the live line."""
-    return "valid." if name == "validation_bound" else name if len(name) < 8 else f"{name[:5]}."
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(highlight=False, markup=False)
-
-
-def _print_metrics(console: Console, metrics: Mapping[str, Any], folder: Path) -> None:
-    """The closing table."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("measure", style="cyan", no_wrap=True)
-    table.add_column("value", justify="right", no_wrap=True)
-    table.add_column("± s.e.", justify="right", no_wrap=True)
-    table.add_column("better", no_wrap=True)
-    table.add_column("meaning")
-    for name, (meaning, better) in MEASURES.items():
-        if isinstance(value := metrics.get(name), int | float):
-            error = metrics.get(f"{name}_standard_error")
-            table.add_row(name, f"{value:.3f}", "" if error is None else f"{error:.3f}", better, meaning)
-    console.print(table)
-    if metrics.get("evaluation") == "quick":
-        console.print("evaluation=quick: capped examples, draws and nodes; evaluation=full is the measure to report")
-    console.print(f"run folder: {folder}", soft_wrap=True)
 
 
 def _fail(sentence: str, status: int) -> int:

@@ -141,31 +141,45 @@ def latent_space(
     return figure
 
 
-def latent_spaces(rows: Sequence[Sequence[tuple[str, Tensor, Tensor | None]]], names: Sequence[str] = ()) -> Figure:
+def latent_spaces(
+    rows: Sequence[Sequence[tuple[str, Tensor, Tensor | None] | None]], names: Sequence[str] = ()
+) -> Figure:
     """A grid of latent spaces: a row a prior, a column a method, by convention the prior's own samples last.
 
     Args:
-        rows: in each row panels of (title, latents (N, D), labels (N,) or None); titles stand above the first row.
+        rows: in each row panels of (title, latents (N, D), labels (N,) or None); a column's title stands above it;
+            None where there is nothing to show.
         names: what is written to the left of each row.
     """
     columns = max(len(row) for row in rows)
-    figure = Figure(figsize=(2.3 * columns, 2.35 * len(rows) + 0.2), layout="constrained")
+    lines = max(panel[0].count("\n") + 1 for row in rows for panel in row if panel)
+    figure = Figure(figsize=(2.3 * columns, 2.35 * len(rows) + 0.2 * lines), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)  # type: ignore[union-attr]
     grid = figure.subplots(len(rows), columns, squeeze=False)
-    classes = max((int(y.max()) + 1 for row in rows for _, _, y in row if y is not None), default=0)
+    classes = max(
+        (int(panel[2].max()) + 1 for row in rows for panel in row if panel and panel[2] is not None), default=0
+    )
+    titled: set[int] = set()
     for i, row in enumerate(rows):
+        clouds = []
         for j, axes in enumerate(grid[i]):
-            if j >= len(row):
-                axes.set_axis_off()
-                continue
-            title, z, labels = row[j]
-            scatter(axes, z, labels, classes, size=1.6)
             axes.tick_params(length=0, labelbottom=False, labelleft=False)
-            if i == 0:
-                axes.set_title(title, fontsize=11, color=_INK)
             if j == 0 and names:
                 axes.set_ylabel(names[i], fontsize=11, color=_INK)
-        _same_limits(list(grid[i][: len(row)]), [row[-1][1]], margin=0.35)
+            panel = row[j] if j < len(row) else None
+            if panel is None:
+                axes.set_frame_on(False)
+                if j:
+                    axes.set_axis_off()
+                continue
+            title, z, labels = panel
+            clouds.append(z)
+            scatter(axes, z, labels, classes, size=1.6)
+            axes.tick_params(length=0, labelbottom=False, labelleft=False)
+            if j not in titled:
+                axes.set_title(title, fontsize=11, color=_INK)
+                titled.add(j)
+        _same_limits([axes for axes, panel in zip(grid[i], row, strict=False) if panel], clouds[-1:], margin=0.35)
     return figure
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from ddvi.errors import InputError, check_name
 from ddvi.files import write_aside
-from ddvi.settings import FIELDS, FREE_ON_RESUME, Settings, convert
+from ddvi.settings import FIELDS, FREE_ON_RESUME, Settings, as_text, convert
 
 CONFIG, CHECKPOINT, WEIGHTS = "config.yaml", "checkpoint.safetensors", "model.safetensors"
 METRICS, HISTORY = "metrics.json", "history.csv"
@@ -53,7 +53,7 @@ def plan(settings: Settings) -> Plan:
         return Plan("train", f"there is nothing to resume in {folder}: starting from the beginning" * settings.resume)
     stored = read_settings(folder)
     differing = [
-        f"{name}={_text(getattr(stored, name))} there, {name}={_text(getattr(settings, name))} here"
+        f"{name}={as_text(getattr(stored, name))} there, {name}={as_text(getattr(settings, name))} here"
         for name in FIELDS
         if name not in FREE_ON_RESUME and getattr(stored, name) != getattr(settings, name)
     ]
@@ -205,12 +205,17 @@ def make_writable(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold the folder against other processes; released by the system however this one ends."""
+def alone(folder: Path, patience: float = 0) -> Iterator[None]:
+    """Hold the folder against other processes; released by the system however this one ends.
+
+    Args:
+        folder: a run folder.
+        patience: seconds to wait for another process to leave it.
+    """
     from filelock import FileLock, Timeout
 
     try:
-        with FileLock(folder / ".lock", timeout=0):
+        with FileLock(folder / ".lock", timeout=patience):
             yield
     except Timeout:
         raise InputError(f"another process is at work in {folder}; wait for it, or give another out") from None
@@ -223,10 +228,6 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
-
-
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import statistics
 import time
 from collections.abc import Mapping
@@ -176,7 +177,10 @@ def _evaluate(
     listener: Listener | None,
 ) -> dict[str, Any]:
     """Measures, pictures and `metrics.json` of a trained model; the last step of a run."""
+    import torch
+
     from ddvi import evaluation, figures
+    from ddvi.arithmetic import processor
 
     folder, say = settings.folder, listener.message if listener else _silent
     model.eval()
@@ -210,6 +214,7 @@ def _evaluate(
         "examples_per_second": statistics.median(rates) if rates else None,
         "seconds": {"training": sum(float(row["seconds"]) for row in history), "evaluation": seconds},
         "device": str(next(model.parameters()).device),
+        "machine": {"processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
         "fingerprint": dataset.fingerprint,
         "versions": folders.versions(),
     }

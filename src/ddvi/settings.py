@@ -117,7 +117,11 @@ class Settings:
     out: str = setting("", "the run folder; runs/DATASET/METHOD/PRIOR/seedN if empty")
     resume: bool = setting(False, "go on with an interrupted run in the same folder")
     overwrite: bool = setting(False, "start anew over what the folder holds")
-    preset: str = setting("default", "paper takes the settings of the paper's code", choices=("default", "paper"))
+    preset: str = setting(
+        "default",
+        "paper takes the settings of the paper's code, study 5 minutes a run of MNIST on 2 cores",
+        choices=("default", "paper", "study"),
+    )
 
     @property
     def folder(self) -> Path:
@@ -141,6 +145,9 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": {"epochs": 150, "hidden_size": 256, "batch_size": 64, "validation": 100},
     "cifar": {"epochs": 40},
 }
+STUDY_EPOCHS = 16
+"""Passes of every method under preset=study: of 59,000 images each, at the 4,400 a second that DDVI, the slowest,
+reaches on 2 cores, they take 215 s, and the evaluation 36 s."""
 PIXEL_VALUES = {"mnist": 784, "fashion_mnist": 784, "digits": 64, "cifar": 3072}
 """The paper's reconstruction is a mean over pixel values: its weights in nats are that many times larger."""
 
@@ -202,11 +209,23 @@ def resolve(dataset: str, method: str, prior: str, overrides: Mapping[str, str] 
                 f"'{name}' is given by its place in the command (DATASET ALGORITHM PRIOR), not as {name}=…"
             )
     values = {name: convert(name, value) for name, value in given.items()}
-    layers = {**DATASET_DEFAULTS.get(dataset, {}), **METHODS[method].defaults}
-    if values.get("preset", "default") == "paper":
-        layers |= _paper(dataset, method, semi)
     if values.get("data_root"):
         values["data_root"] = os.path.abspath(os.path.expanduser(values["data_root"]))
+    layers, objective = _layers(dataset, method, semi, values)
+    composed: dict[str, Any] = {"dataset": dataset, "method": method, "prior": prior, "objective": objective}
+    settings = Settings(**(layers | values | composed))
+    _check_together(settings)
+    return settings
+
+
+def _layers(dataset: str, method: str, semi: bool, values: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """What stands between the general defaults and the values that a user gave, and the objective that follows."""
+    layers = {**DATASET_DEFAULTS.get(dataset, {}), **METHODS[method].defaults}
+    preset = values.get("preset", "default")
+    if preset == "paper":
+        layers |= _paper(dataset, method, semi)
+    elif preset == "study" and dataset != "digits":
+        layers["epochs"] = STUDY_EPOCHS
     epochs = layers.get("epochs", FIELDS["epochs"].default)
     for name in {"warmup", "freeze_decoder"} & set(layers):
         layers[name] = layers[name] * values.get("epochs", epochs) // epochs  # the same share of a shorter training
@@ -214,11 +233,30 @@ def resolve(dataset: str, method: str, prior: str, overrides: Mapping[str, str] 
         layers |= {"semi_supervised": True, "n_labels": N_LABELS.get(dataset, 0)}
     objective = values.get("objective", layers.get("objective", "auto"))
     objective = METHODS[method].objective if objective == "auto" else objective
-    layers = OBJECTIVE_DEFAULTS.get(objective, {}) | layers
-    composed: dict[str, Any] = {"dataset": dataset, "method": method, "prior": prior, "objective": objective}
-    settings = Settings(**(layers | values | composed))
-    _check_together(settings)
-    return settings
+    return OBJECTIVE_DEFAULTS.get(objective, {}) | layers, objective
+
+
+def deviations(settings: Settings) -> dict[str, str]:
+    """What of a run differs from the defaults of its data set, method and preset, as a user would write it.
+
+    Without the seed, and without what doesn't decide what is learnt. Equal deviations are equal compositions.
+    """
+    named = settings.dataset, settings.method, settings.semi_supervised
+    given = {name: getattr(settings, name) for name in ("preset", "objective", "epochs")}
+    layers, _ = _layers(*named, given)
+    _, objective = _layers(*named, {"preset": settings.preset})
+    usual = {name: layers.get(name, field.default) for name, field in FIELDS.items()} | {"objective": objective}
+    left_out = {"dataset", "method", "prior", "seed", "semi_supervised"} | FREE_ON_RESUME
+    return {
+        name: as_text(getattr(settings, name))
+        for name in FIELDS
+        if name not in left_out and getattr(settings, name) != usual[name]
+    }
+
+
+def as_text(value: Any) -> str:
+    """A setting's value as it is written behind its name."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def convert(name: str, value: Any) -> Any:
