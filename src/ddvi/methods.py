@@ -28,6 +28,7 @@ class Method:
         objectives: those that it can be trained by, its own first.
         warms_up: whether there is a simpler model that training can start with, see `ddvi.objectives.warm_up`.
         defaults: settings that differ from the general defaults.
+        semi: settings that differ where labels are learnt too.
         paper: settings of the paper's code that differ from `PAPER`, weights in units of a mean over pixels.
     """
 
@@ -37,6 +38,7 @@ class Method:
     objectives: tuple[str, ...] = tuple(name for name in OBJECTIVES if name != "adversarial")
     warms_up: bool = False
     defaults: Mapping[str, object] = field(default_factory=dict)
+    semi: Mapping[str, object] = field(default_factory=dict)
     paper: Mapping[str, object] = field(default_factory=dict)
 
     @property

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ddvi.model import Fantasies, LatentVariableModel, View
 from ddvi.objectives.base import Batch, DataObjective, Update, data_update
-from ddvi.objectives.elbo import ELBO, bound_terms
+from ddvi.objectives.elbo import ELBO, bound_terms, cross_entropy, damped
 
 
 def sleep_loss(model: LatentVariableModel, fantasies: Fantasies, levels: int | None) -> Tensor:
@@ -68,17 +68,20 @@ class ReweightedWakeSleep(DataObjective):
     K draws (z_k, a_k) ~ q(z, a | x) are weighted by p_θ(x, z) r(a|z) / q(z, a|x) and one z* is resampled: in the limit
     of large K a draw from p_θ(z|x). The decoder is trained on log p_θ(x|z*), the posterior on its bound of log q(z*|x),
     plus `sleep_weight` times the same bound on fantasies. Where labels are summed over, the draws of all labels
-    compete, and the resampled one brings its label l*: the classifier learns log q(l*|x).
+    compete, and the resampled one brings its label: l* ~ r(l|x) ∝ q(l|x)^(1 − label_rate) p̂(l|x)^label_rate, with p̂
+    the labels' shares of the weights. The classifier learns all of r, not only the label that was drawn.
 
     Args:
         samples: K; where labels are summed over, as many in all, at least one for each.
         sleep_weight: weight of the sleep term.
         levels: terms of the chain drawn per example; all if None.
+        label_rate: how far q(l|x) goes towards p̂(l|x) at once; what stays where it is doesn't depend on it.
     """
 
     samples: int = 8
     sleep_weight: float = 0.3
     levels: int | None = None
+    label_rate: float = 1.0
 
     def loss(
         self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float = 1.0
@@ -92,10 +95,15 @@ class ReweightedWakeSleep(DataObjective):
         with torch.no_grad():
             draw = model.posterior.condition(view.features.detach()).draw((samples,))
             weights = model.weigh(x, draw, view.label)
-            log_weight = weights.log_weight().flatten(0, -2)
+            log_weight = weights.log_weight()
+            log_share = log_weight.logsumexp(0)
+            log_target = damped(view, log_share, self.label_rate) if view.summed else log_share
+            log_weight = (log_weight + (log_target - log_share)).flatten(0, -2)
             chosen = torch.distributions.Categorical(logits=log_weight.T, validate_args=False).sample()
             z = _take(draw.z.flatten(0, -3), chosen)
             terms = bound_terms(view, weights)
+        if view.log_label is not None:
+            terms["classification"] = cross_entropy(view, log_target.exp()) if view.summed else -view.log_label
         view = _told(view, chosen) if view.summed else view
         reconstruction = -model.likelihood.log_prob(x, z)
         known, pairs = view.features, z
@@ -105,10 +113,8 @@ class ReweightedWakeSleep(DataObjective):
         wake, sleep = (-model.posterior.condition(known).log_bound(pairs, self.levels)).split(
             [count, len(pairs) - count]
         )
-        loss = reconstruction - model.prior.log_prob(z, view.label) + _with_label(view, wake)
+        loss = reconstruction - model.prior.log_prob(z, view.label) + wake + terms.get("classification", 0.0)
         terms |= {"resampled_reconstruction": reconstruction, "wake": wake}
-        if view.log_label is not None:
-            terms["classification"] = -view.log_label
         if sleeps:
             terms["sleep"] = _with_label(dream, sleep)
             loss = loss + self.sleep_weight * terms["sleep"]
