@@ -71,7 +71,7 @@ class SemiSupervised(Objective):
         terms = {f"labelled_{name}": value for name, value in terms.items()}
         learnt = self._classification(model, batch.x, labelled, known)
         loss = loss + self.classifier_weight * learnt["labelled_classification"]
-        if self.agreement_weight > 0:
+        if "agreement" in learnt:
             loss = loss + self.agreement_weight * learnt["agreement"]
         return Update(update.children, loss, update.terms | terms | learnt)
 
@@ -79,7 +79,7 @@ class SemiSupervised(Objective):
         self, model: LatentVariableModel, x: Tensor, labelled: Labelled, known: Tensor | None
     ) -> dict[str, Tensor]:
         """Minus log q(l|x) where l is known, and the cross entropy between q̄(l|x) and q(l|x) where it isn't."""
-        agree = self.agreement_weight > 0
+        agree = self.agreement_weight > 0 and bool(self._dropping(model))  # else they agree anyway
         if known is not None and not (agree or self.dropout):
             return {"labelled_classification": known}
         log_label = model.classify(torch.cat([labelled.x, x]) if agree else labelled.x)
@@ -94,8 +94,7 @@ class SemiSupervised(Objective):
     @contextlib.contextmanager
     def _undropped(self, model: LatentVariableModel) -> Iterator[None]:
         """The encoder with all of its units, where they are dropped for q(l|x) alone."""
-        modules = model.posterior.encoder.modules() if self.dropout else ()
-        layers = [module for module in modules if isinstance(module, Dropout)]
+        layers = self._dropping(model)
         before = [layer.training for layer in layers]
         for layer in layers:
             layer.train(False)
@@ -104,3 +103,8 @@ class SemiSupervised(Objective):
         finally:
             for layer, training in zip(layers, before, strict=True):
                 layer.train(training)
+
+    def _dropping(self, model: LatentVariableModel) -> list[Dropout]:
+        """The layers that are to drop units where q(l|x) learns."""
+        modules = model.posterior.encoder.modules() if self.dropout else ()
+        return [module for module in modules if isinstance(module, Dropout)]
