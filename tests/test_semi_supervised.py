@@ -347,41 +347,38 @@ def test_wake_sleep_with_labels_is_its_definition(name, levels):
         assert not touches(update.loss, model.likelihood)
 
 
-def reweighted_by_hand(model, x, path, weights, label=None, dreamt=None, label_rate=1.0):
-    """Of candidates (K, labels, B): one drawn, its label by the rate; with fantasies, their loss as well."""
-    weights, q = weights.detach().exp(), log_label(model, x).T
-    target = None
-    if label is None:
-        share = weights.sum(0) / weights.sum((0, 1))
-        target = q.detach().exp() ** (1 - label_rate) * share**label_rate
-        target = target / target.sum(0)
-        weights = weights * target / share
-    chosen = Categorical(logits=weights.log().flatten(0, 1).T).sample()
-    z = torch.stack([path[0].flatten(0, -3)[k, n] for n, k in enumerate(chosen)]).detach()
-    learnt = q.gather(0, label[None])[0] if target is None else (target * q).sum(0)
-    label = chosen % 3 if label is None else label
-    loss = -model.likelihood(z).log_prob(x) - model.prior.log_prob(z, label) - learnt
-    if dreamt is not None:
-        x, z, label = (torch.cat(pair) for pair in zip((x, z, label), dreamt, strict=True))
-    bound = -model.posterior(x, label).log_bound(z)
-    own = -log_label(model, x).gather(1, label[:, None])[:, 0]
-    return loss + bound[: len(loss)], (bound + own)[len(loss) :]
+def reweighted_by_hand(model, x, label, samples):
+    """z* of K candidates given a label (B,), what it teaches, and the bound on log q(z*|x, l)."""
+    path = model.posterior(x, label).draw((samples,)).path
+    chosen = Categorical(logits=log_weight(model, x, path, label).detach().T).sample()
+    z = torch.stack([path[0][k, n] for n, k in enumerate(chosen)]).detach()
+    return z, -model.likelihood(z).log_prob(x) - model.prior.log_prob(z, label)
 
 
 @pytest.mark.usefixtures("float64")
 @posteriors
 @pytest.mark.parametrize("label_rate", [1.0, 0.3, 0.0])
 def test_reweighted_wake_sleep_with_labels_is_its_definition(name, label_rate):
+    """A label by q^(1 − rate) share^rate of one draw each, then z* of six draws given it."""
     model, batch = make_model(name), make_batch()
     (update,) = losses(ReweightedWakeSleep(samples=6, sleep_weight=0.3, label_rate=label_rate), model, batch)
-    dreamt = model.fantasise(7)
-    path = draw_all_labels(model, batch.x, 2).path  # two of each label make six
-    weights = torch.stack([log_weight(model, batch.x, path[..., i, :, :], torch.tensor([i])) for i in range(3)], 1)
-    unlabelled, sleep = reweighted_by_hand(model, batch.x, path, weights, dreamt=dreamt, label_rate=label_rate)
+    dream_x, dream_z, dream_label = model.fantasise(7)
+    share = torch.stack(each_label(model, batch.x, 1))[:, 0].detach().softmax(0)
+    log_q = log_label(model, batch.x).T
+    target = log_q.detach().exp() ** (1 - label_rate) * share**label_rate
+    target = target / target.sum(0)
+    label = Categorical(logits=target.log().T).sample()
+    z, unlabelled = reweighted_by_hand(model, batch.x, label, 6)
+    pairs = (torch.cat(pair) for pair in ((batch.x, dream_x), (label, dream_label), (z, dream_z)))
+    both_x, both_label, both_z = pairs
+    wake, sleep = (-model.posterior(both_x, both_label).log_bound(both_z)).split(7)
+    unlabelled = unlabelled + wake - (target * log_q).sum(0)
+    sleep = sleep - log_label(model, dream_x).gather(1, dream_label[:, None])[:, 0]
     x, label = batch.labelled.x, batch.labelled.label
-    path = model.posterior(x, label).draw((6,)).path
-    labelled, _ = reweighted_by_hand(model, x, path, log_weight(model, x, path, label)[:, None], label)
-    assert_loss(update, unlabelled + 0.3 * sleep + labelled + WEIGHT * classification(model, batch.labelled))
+    z, labelled = reweighted_by_hand(model, x, label, 6)
+    labelled = labelled - model.posterior(x, label).log_bound(z)
+    by_hand = unlabelled + 0.3 * sleep + labelled + (WEIGHT + 1) * classification(model, batch.labelled)
+    assert_loss(update, by_hand)
     assert [term for term in update.terms if "sleep" in term] == ["sleep"], "fantasies once"
 
 

@@ -67,15 +67,15 @@ class ReweightedWakeSleep(DataObjective):
 
     K draws (z_k, a_k) ~ q(z, a | x) are weighted by p_θ(x, z) r(a|z) / q(z, a|x) and one z* is resampled: in the limit
     of large K a draw from p_θ(z|x). The decoder is trained on log p_θ(x|z*), the posterior on its bound of log q(z*|x),
-    plus `sleep_weight` times the same bound on fantasies. Where labels are summed over, the draws of all labels
-    compete, and the resampled one brings its label: l* ~ r(l|x) ∝ q(l|x)^(1 − label_rate) p̂(l|x)^label_rate, with p̂
-    the labels' shares of the weights. The classifier learns all of r, not only the label that was drawn.
+    plus `sleep_weight` times the same bound on fantasies. Where labels are summed over, a draw for each label competes
+    first, l* ~ r(l|x) ∝ q(l|x)^(1 − label_rate) p̂(l|x)^label_rate, with p̂ the labels' shares of the
+    weights, then K draws given l* for z*. The classifier learns all of r, not only the label that was drawn.
 
     Args:
-        samples: K; where labels are summed over, as many in all, at least one for each.
+        samples: K.
         sleep_weight: weight of the sleep term.
         levels: terms of the chain drawn per example; all if None.
-        label_rate: how far q(l|x) goes towards p̂(l|x) at once; what stays where it is doesn't depend on it.
+        label_rate: how far q(l|x) goes towards p̂(l|x) at once; where it comes to rest doesn't depend on it.
     """
 
     samples: int = 8
@@ -91,20 +91,19 @@ class ReweightedWakeSleep(DataObjective):
         # Data and fantasies go through the encoder, and later through the posterior, together.
         features = model.posterior.encode(torch.cat([x, fantasies.x]))
         view = model.view_of(features[:count], label)
-        samples = max(1, self.samples // len(view.features)) if view.summed else self.samples
+        classification = -view.log_label if view.log_label is not None else None
+        if view.summed:
+            target = self._weigh_labels(model, x, view)
+            classification = cross_entropy(view, target.exp())
+            view = _told(view, torch.distributions.Categorical(logits=target.T, validate_args=False).sample())
         with torch.no_grad():
-            draw = model.posterior.condition(view.features.detach()).draw((samples,))
+            draw = model.posterior.condition(view.features.detach()).draw((self.samples,))
             weights = model.weigh(x, draw, view.label)
-            log_weight = weights.log_weight()
-            log_share = log_weight.logsumexp(0)
-            log_target = damped(view, log_share, self.label_rate) if view.summed else log_share
-            log_weight = (log_weight + (log_target - log_share)).flatten(0, -2)
-            chosen = torch.distributions.Categorical(logits=log_weight.T, validate_args=False).sample()
-            z = _take(draw.z.flatten(0, -3), chosen)
+            logits = weights.log_weight().T
+            z = _take(draw.z, torch.distributions.Categorical(logits=logits, validate_args=False).sample())
             terms = bound_terms(view, weights)
-        if view.log_label is not None:
-            terms["classification"] = cross_entropy(view, log_target.exp()) if view.summed else -view.log_label
-        view = _told(view, chosen) if view.summed else view
+        if classification is not None:
+            terms["classification"] = classification
         reconstruction = -model.likelihood.log_prob(x, z)
         known, pairs = view.features, z
         if sleeps:
@@ -120,6 +119,12 @@ class ReweightedWakeSleep(DataObjective):
             loss = loss + self.sleep_weight * terms["sleep"]
         return loss, terms
 
+    @torch.no_grad()
+    def _weigh_labels(self, model: LatentVariableModel, x: Tensor, view: View) -> Tensor:
+        """log r(l|x), (C, B), with p̂ from one draw given each label."""
+        draw = model.posterior.condition(view.features).draw((1,))
+        return damped(view, model.weigh(x, draw, view.label).log_weight()[0], self.label_rate)
+
     def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
         yield data_update(self, model, batch)
 
@@ -134,8 +139,7 @@ def _take(values: Tensor, chosen: Tensor) -> Tensor:
     return values.gather(0, chosen[None, :, None].expand(1, -1, values.shape[-1]))[0]
 
 
-def _told(view: View, chosen: Tensor) -> View:
-    """A view that sums over labels, told which candidate (B,) of its labels, draw by draw, was resampled."""
+def _told(view: View, label: Tensor) -> View:
+    """A view that sums over labels, told one for each example (B,)."""
     assert view.log_label is not None
-    label = chosen % len(view.log_label)
     return View(_take(view.features, label), label, view.log_label.gather(0, label[None])[0])
