@@ -135,6 +135,28 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert epochs == list(range(1, 151))
 
 
+@pytest.mark.slow
+def test_two_devices_stop_together_and_one_goes_on(tmp_path: Path) -> None:
+    """As a terminal does it, Ctrl-C reaches both processes; one of them speaks."""
+    folder = tmp_path / "run"
+    words = [*SMALL, "epochs=150", f"out={folder}", "device=cpu", "devices=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    program = [sys.executable, "-m", "ddvi.cli", "train"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([*program, *words], **pipes, env=environment, start_new_session=True)
+    deadline = time.monotonic() + 100
+    while not (folder / "history.csv").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    output, error = process.communicate(timeout=100)  # the pipes are closed when both have ended
+    assert process.returncode == 130
+    assert output.count("2 processes share each batch") == output.count("epoch 1/150") == 1
+    stopped = re.fullmatch(r"ddvi: stopped at epoch (\d+) of 150; go on with: ddvi train (.*)\n", error)
+    assert stopped, error
+    assert cli.main(["train", *stopped[2].split(), "devices=1"]) == 0
+    assert [int(row["epoch"]) for row in folders.read_history(folder)] == list(range(1, 151))
+
+
 def test_a_closed_pipe_is_no_error() -> None:
     reader, writer = os.pipe()
     os.close(reader)

@@ -52,9 +52,10 @@ def make_batch(progress=1.0):
     return Batch((torch.rand(7, 5) < 0.5).double(), progress)
 
 
-def log_weight(model, x, draw, kl_weight=1.0):
-    """log p(x|z) + kl_weight (log p(z) + log r(a|z) − log q(z,a|x)), the likelihood by torch."""
-    return model.likelihood(draw.z).log_prob(x) + kl_weight * (model.prior.log_prob(draw.z) - draw.log_ratio)
+def log_weight(model, x, draw, kl_weight=1.0, prior_weight=1.0):
+    """log p(x|z) + kl_weight (prior_weight log p(z) + log r(a|z) − log q(z,a|x)), the likelihood by torch."""
+    log_prior = prior_weight * model.prior.log_prob(draw.z)
+    return model.likelihood(draw.z).log_prob(x) + kl_weight * (log_prior - draw.log_ratio)
 
 
 def losses(objective, model, batch, seed=3):
@@ -88,6 +89,9 @@ def test_elbo_is_the_mean_weight(name, path_gradient):
     assert_loss(update, -log_weight(model, batch.x, draw, 0.35).mean(0))
     assert_loss(update, update.terms["reconstruction"] + 0.35 * update.terms["divergence"])
     assert update.children == ("likelihood", "posterior", "classifier", "prior")
+    (update,) = losses(ELBO(4, 0.7, prior_weight=5.0, path_gradient=path_gradient), model, batch)
+    draw = model.posterior(batch.x).draw((4,))
+    assert_loss(update, -log_weight(model, batch.x, draw, 0.7, 5.0).mean(0))
 
 
 @posteriors
@@ -96,6 +100,9 @@ def test_importance_weighted_is_the_log_mean_weight(name):
     (update,) = losses(ImportanceWeighted(samples=5), model, batch)
     weights = log_weight(model, batch.x, model.posterior(batch.x).draw((5,)))
     assert_loss(update, -weights.exp().mean(0).log())
+    (update,) = losses(ImportanceWeighted(samples=5, kl_weight=0.7, prior_weight=2.0), model, batch)
+    weights = log_weight(model, batch.x, model.posterior(batch.x).draw((5,)), 0.7, 2.0)
+    assert_loss(update, -weights.logsumexp(0) + math.log(5))
 
 
 def test_one_draw_makes_the_importance_weighted_bound_the_elbo():

@@ -13,11 +13,12 @@ from ddvi.noise import SCHEDULES, NoisingProcess
 from ddvi.objectives.base import Batch
 from ddvi.objectives.elbo import ELBO
 from ddvi.posteriors.base import VARIANCE_FLOOR, Draw
-from ddvi.posteriors.diffusion import DiffusionPosterior, PriorDenoiser
+from ddvi.posteriors.diffusion import DiffusionPosterior
 from ddvi.posteriors.flow import FlowPosterior
 from ddvi.posteriors.gaussian import GaussianPosterior
 from ddvi.posteriors.hierarchical import HierarchicalPosterior
 from ddvi.posteriors.implicit import ImplicitPosterior
+from ddvi.posteriors.prior_denoiser import PriorDenoiser
 from ddvi.priors import make_prior
 
 pytestmark = pytest.mark.usefixtures("float64")

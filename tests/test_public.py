@@ -41,3 +41,9 @@ def test_importing_the_package_imports_nothing_heavy():
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     heavy = {"torch", "numpy", "rich", "matplotlib", "omegaconf", "sklearn", "zuko", "lightning_fabric", "pooch"}
     assert not heavy & set(modules.stdout.split())
+
+
+def test_the_library_needs_neither_plotting_nor_command_line_packages():
+    code = "import sys, ddvi; [getattr(ddvi, name) for name in ddvi.__all__]; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert not {"rich", "matplotlib", "omegaconf", "sklearn", "pooch"} & set(modules.stdout.split())

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from ddvi.catalogue import OBJECTIVES
 from ddvi.errors import InputError
 from ddvi.methods import METHODS
-from ddvi.settings import FIELDS, Settings, convert, resolve
+from ddvi.settings import FIELDS, OBJECTIVE_SETTINGS, Settings, convert, idle, resolve
 
 
 @pytest.mark.parametrize("alias", ["ddvi", "diff_vae_warmup"])
@@ -62,7 +63,20 @@ def test_the_papers_weights_are_in_nats() -> None:
     """The paper's reconstruction is a mean over pixels: its 0.003 is 0.003 · 784 in a bound summed over MNIST's."""
     settings = resolve("mnist", "ddvi", "pinwheel", {"preset": "paper"})
     assert settings.kl_weight == pytest.approx(0.003 * 784)
+    assert settings.warmup_kl_weight == pytest.approx(0.01 * 784)
     assert settings.objective == "wake_sleep"
+    assert resolve("cifar", "vae", "pinwheel", {"preset": "paper"}).kl_weight == pytest.approx(0.01 * 3072)
+    assert [resolve("mnist", name, "pinwheel", {"preset": "paper"}).prior_weight for name in METHODS] == [
+        5,
+        1,
+        0.5,
+        1,
+        1,
+    ]
+    labels = resolve("mnist_semi", "ddvi_semi", "pinwheel", {"preset": "paper"})
+    assert (labels.batch_size, labels.steps, labels.sleep_steps) == (1024, 100, 30)
+    assert labels.kl_weight == pytest.approx(0.1 * 784)
+    assert resolve("mnist_semi", "vae_semi", "pinwheel", {"preset": "paper"}).prior_weight == 1
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -84,3 +98,11 @@ def test_the_folder_follows_from_the_names(tmp_path: Path) -> None:
     own = resolve(str(tmp_path / "cells.npz"), "vae", "gaussian")
     assert own.folder == Path("runs/cells/vae/gaussian/seed0")
     assert resolve("mnist", "vae", "gaussian", {"out": "here"}).folder == Path("here")
+
+
+def test_every_objective_says_what_it_reads() -> None:
+    assert set(OBJECTIVE_SETTINGS) == set(OBJECTIVES)
+    assert {name for names in OBJECTIVE_SETTINGS.values() for name in names} < set(FIELDS)
+    given = {"kl_weight": "2", "samples": "4", "lr": "1e-4", "sleep_steps": "2"}
+    assert idle(resolve("mnist", "ddvi", "pinwheel", given), given) == ["kl_weight", "sleep_steps"]
+    assert idle(resolve("mnist", "vae", "pinwheel", given), given) == ["sleep_steps"]

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ddvi._version import __version__
 from ddvi.catalogue import DATASETS, LIKELIHOODS, MEASURES, OBJECTIVES, PRIORS
+from ddvi.devices import is_first
 from ddvi.errors import InputError, TrainingError, check_name
 from ddvi.methods import ALIASES, METHODS
-from ddvi.settings import FIELDS, Settings, resolve
+from ddvi.settings import FIELDS, Settings, idle, resolve
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -161,8 +162,12 @@ def _train(arguments: argparse.Namespace) -> int:
         raise InputError(f"'{' '.join(names)}' {'is' if len(names) == 1 else 'are'} {len(names)} of 3 names: {_USAGE}")
     dataset, method, prior = names or _DEFAULTS
     settings = resolve(dataset, method, prior, given)
+    if not is_first(settings):
+        return _take_part(settings)
     folders.plan(settings)
     console = _console()
+    if without_effect := idle(settings, given):
+        console.print(f"without effect, as objective={settings.objective} doesn't read it: {', '.join(without_effect)}")
     watcher = _Watcher(console, settings)
     again = [word for word in arguments.words if not word.startswith(("resume=", "overwrite="))]
     command = shlex.join([*shlex.split(os.environ.get("DDVI_PROGRAM", "ddvi train")), *again, "resume=true"])
@@ -178,6 +183,22 @@ def _train(arguments: argparse.Namespace) -> int:
             raise
         return _fail(f"stopped {watcher.place}; go on with: {command}", 130)
     _print_metrics(console, metrics, settings.folder)
+    return 0
+
+
+def _take_part(settings: Settings) -> int:
+    """Train as one of several processes that isn't the first: that one shows, prints and fails for all of them."""
+    from ddvi import runs
+
+    try:
+        runs.train(settings)
+    except (InputError, TrainingError, KeyboardInterrupt):
+        pass
+    except Exception as error:
+        from ddvi.training import Interrupted
+
+        if not isinstance(error, Interrupted):
+            raise
     return 0
 
 

@@ -130,7 +130,7 @@ def build_model(settings: Settings, observations: Observations, train_x: Tensor 
 
 def make_objective(settings: Settings) -> Objective:
     """The objective that the settings describe."""
-    bound: dict[str, Any] = {"kl_weight": settings.kl_weight, "kl_rise": settings.kl_rise}
+    bound: dict[str, Any] = {name: getattr(settings, name) for name in ("kl_weight", "kl_rise", "prior_weight")}
     levels = settings.sleep_levels or None
     rate = settings.label_rate
     elbo = ELBO(settings.samples, **bound, path_gradient=settings.path_gradient, label_rate=rate)
@@ -151,7 +151,7 @@ def make_objective(settings: Settings) -> Objective:
 
 def make_phases(settings: Settings) -> list[Phase]:
     """Training from its first to its last epoch: warm-up, a frozen decoder, then everything."""
-    first: Objective = WarmUp(settings.kl_weight)
+    first: Objective = WarmUp(settings.warmup_kl_weight)
     objective = make_objective(settings)
     if settings.semi_supervised:
         learning = (settings.classifier_weight, settings.agreement_weight, settings.label_dropout > 0)

@@ -20,13 +20,14 @@ class TrainingError(RuntimeError):
     """Training had to stop; the last good checkpoint is kept."""
 
 
-def check_name(kind: str, given: str, allowed: Iterable[str]) -> str:
+def check_name(kind: str, given: str, allowed: Iterable[str], otherwise: str = "") -> str:
     """Return `given` if it is one of `allowed`, else refuse it and suggest the nearest.
 
     Args:
         kind: what is being named, in the singular ("prior", "method").
         given: the name that the user wrote.
         allowed: every name that exists.
+        otherwise: what can be given instead of a name.
 
     Raises:
         InputError: `given` is not in `allowed`.
@@ -36,5 +37,7 @@ def check_name(kind: str, given: str, allowed: Iterable[str]) -> str:
         return given
     close = difflib.get_close_matches(given.lower(), names, n=1, cutoff=0.5)
     hint = f"; did you mean '{close[0]}'?" if close else ""
+    if otherwise:
+        otherwise = f", or {otherwise}"
     allowed = f"choose from {', '.join(names)}" if len(names) <= _MOST_TO_LIST else "'ddvi list' shows them all"
-    raise InputError(f"unknown {kind} '{given}' ({allowed}){hint}")
+    raise InputError(f"unknown {kind} '{given}' ({allowed}{otherwise}){hint}")

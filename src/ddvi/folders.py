@@ -199,7 +199,7 @@ def make_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # processes of one number on several machines share it
     except OSError as error:
         raise InputError(f"out={folder} can't be written ({error.strerror}); give another folder") from None
 

@@ -14,6 +14,8 @@ from typing import NamedTuple, Self, TypeVar
 import torch
 from torch import Tensor
 
+from ddvi.randomness import draw
+
 _LOG_TWO_PI = math.log(2 * math.pi)
 
 
@@ -29,7 +31,7 @@ class DiagonalGaussian(NamedTuple):
 
     def sample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
         """A reparameterised draw (*sample_shape, *, D)."""
-        return self.transform(_normal(self.mean, sample_shape))
+        return self.transform(normal(self.mean, sample_shape))
 
     def draw(self, sample_shape: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
         """A reparameterised draw (*sample_shape, *, D) and its log density."""
@@ -71,7 +73,7 @@ class FullGaussian(NamedTuple):
 
     def sample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
         """A reparameterised draw (*sample_shape, *, D)."""
-        return self.transform(_normal(self.mean, sample_shape))
+        return self.transform(normal(self.mean, sample_shape))
 
     def draw(self, sample_shape: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
         """A reparameterised draw (*sample_shape, *, D) and its log density."""
@@ -153,9 +155,9 @@ def standard_log_prob(z: Tensor) -> Tensor:
     return -0.5 * (z**2 + _LOG_TWO_PI).sum(-1)
 
 
-def _normal(like: Tensor, sample_shape: tuple[int, ...]) -> Tensor:
-    """Standard normal noise (*sample_shape, *like.shape)."""
-    return torch.randn(*sample_shape, *like.shape, dtype=like.dtype, device=like.device)
+def normal(like: Tensor, sample_shape: tuple[int, ...] = ()) -> Tensor:
+    """Standard normal noise (*sample_shape, *like.shape) for latents (*, B, D)."""
+    return draw(torch.randn, (*sample_shape, *like.shape), -2, dtype=like.dtype, device=like.device)
 
 
 def _dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:

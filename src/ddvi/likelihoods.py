@@ -12,7 +12,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Callable
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -78,8 +78,8 @@ class ExponentialFamily(Likelihood):
 class _Bernoulli(Bernoulli):
     """Draws by comparing uniform numbers, which on a CPU takes a quarter of torch's own."""
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 - as torch has it
-        probability = self.probs.expand(self._extended_shape(sample_shape))
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        probability = self.probs.expand(self._extended_shape(torch.Size(sample_shape)))
         return (torch.rand_like(probability) < probability).to(probability.dtype)
 
 

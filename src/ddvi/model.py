@@ -14,6 +14,7 @@ taken exactly, in one batched pass (Kingma et al. 2014).
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from ddvi.likelihoods import Likelihood
 from ddvi.posteriors.base import Draw, Posterior
 from ddvi.preprocessing import AsIs, Preprocessing
 from ddvi.priors import Prior
+from ddvi.randomness import draw, draw_whole, part, sample
 
 
 class View(NamedTuple):
@@ -66,9 +68,9 @@ class Weights(NamedTuple):
     log_ratio: Tensor
     """log q_φ(z, a | x) − log r(a | z)."""
 
-    def log_weight(self, kl_weight: float = 1.0) -> Tensor:
-        """log p_θ(x | z) + kl_weight · (log p(z) − log_ratio); a bound's bracket at weight 1."""
-        return self.log_likelihood + kl_weight * (self.log_prior - self.log_ratio)
+    def log_weight(self, kl_weight: float = 1.0, prior_weight: float = 1.0) -> Tensor:
+        """log p_θ(x | z) + kl_weight · (prior_weight · log p(z) − log_ratio); a bound's bracket at weights 1."""
+        return self.log_likelihood + kl_weight * (prior_weight * self.log_prior - self.log_ratio)
 
 
 class LatentVariableModel(nn.Module):
@@ -176,9 +178,10 @@ class LatentVariableModel(nn.Module):
         label = None
         if self.classifier is not None and self.prior.parts:
             device = next(self.parameters()).device
-            label = torch.randint(self.prior.parts, (count,), device=device)
-        z = self.prior.sample((count,), label=label)
-        return Fantasies(self.likelihood(z).sample().to(z.dtype), z, label)  # categories are drawn as integers
+            label = draw_whole(partial(torch.randint, self.prior.parts), count, device=device)
+        z = draw(partial(self.prior.sample, label=label), (count,), 0)
+        label = None if label is None else part(label)
+        return Fantasies(sample(self.likelihood(z)).to(z.dtype), z, label)  # categories are drawn as integers
 
     def _candidates(self, x: Tensor, samples: int) -> tuple[View, Tensor]:
         view = self.view(x)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ddvi.errors import InputError
+from ddvi.randomness import draw
 
 
 def mlp(
@@ -43,10 +44,16 @@ class Dropout(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         if not self.training:
             return h
-        bits = torch.empty((h.numel() + 3) // 4, dtype=torch.int64, device=h.device).random_(-(2**63), None)
-        uniform = bits.view(torch.int16)[: h.numel()].view(h.shape).to(h.dtype)
+        uniform = draw(_random_bits, h.shape, -2, device=h.device).to(h.dtype)
         kept = (uniform >= self.dropped - 2**15).to(h.dtype)
         return h * kept.mul_(2**16 / (2**16 - self.dropped))
+
+
+def _random_bits(shape: Sequence[int], device: torch.device) -> Tensor:
+    """16 of them in each entry."""
+    count = math.prod(shape)
+    bits = torch.empty((count + 3) // 4, dtype=torch.int64, device=device).random_(-(2**63), None)
+    return bits.view(torch.int16)[:count].view(shape)
 
 
 class DenseEncoder(nn.Module):
@@ -218,7 +225,8 @@ class Denoiser(nn.Module):
             context: (B, hidden_size), from `self.context`.
         """
         h = _silu(nn.functional.linear(inputs, self.entrance.weight) + (biases[0] + context))
-        for layer, bias in zip(self.hidden, biases[1:], strict=True):
+        hidden: Any = self.hidden
+        for layer, bias in zip(hidden, biases[1:], strict=True):
             h = _silu(_affine(h, layer.weight, bias))
         return self.exit(h)
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ddvi.catalogue import NOISE_SCHEDULES
 from ddvi.errors import InputError, check_name
-from ddvi.gaussians import AnyGaussian, DiagonalGaussian
+from ddvi.gaussians import AnyGaussian, DiagonalGaussian, normal
 
 
 def log_snr_schedule(steps: int) -> Tensor:
@@ -121,9 +121,9 @@ class NoisingProcess(nn.Module):
             setattr(self, name, value.to(getattr(self, name)))
         return self
 
-    def at(self, t: Tensor | slice, axes: int = 0) -> Levels:
+    def at(self, t: Tensor | slice | int, axes: int = 0) -> Levels:
         """The constants at levels t (*), each (*, 1); at a slice of levels with so many axes behind it, (·, 1 …, 1)."""
-        shape = (-1, *[1] * (axes + 1)) if isinstance(t, slice) else (*t.shape, 1)
+        shape = (-1, *[1] * (axes + 1)) if isinstance(t, slice) else (*t.shape, 1) if isinstance(t, Tensor) else (1,)
         return Levels(*(getattr(self, name)[t].view(shape) for name in Levels._fields))
 
     def marginal(self, start: DiagonalGaussian, t: Levels) -> DiagonalGaussian:
@@ -142,5 +142,5 @@ class NoisingProcess(nn.Module):
         path = [z]
         for t in range(1, self.steps + 1):
             ratio = self.alpha[t] / self.alpha[t - 1]
-            path.append(ratio * path[-1] + (1 - ratio**2).clamp_min(0).sqrt() * torch.randn_like(z))
+            path.append(ratio * path[-1] + (1 - ratio**2).clamp_min(0).sqrt() * normal(z))
         return torch.stack(path)

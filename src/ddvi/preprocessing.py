@@ -12,6 +12,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from ddvi.randomness import draw
+
 
 class Preprocessing(nn.Module, abc.ABC):
     """Raw data (B, *event) to observations (B, *event)."""
@@ -41,7 +43,7 @@ class Binarise(Preprocessing):
 
     def forward(self, raw: Tensor) -> Tensor:
         grey = self.picture(raw)
-        return (torch.rand_like(grey) < grey).to(grey.dtype)
+        return (draw(torch.rand, grey.shape, 0, dtype=grey.dtype, device=grey.device) < grey).to(grey.dtype)
 
     def picture(self, raw: Tensor) -> Tensor:
         return raw / self.maximum
@@ -59,7 +61,7 @@ class Dequantise(Preprocessing):
         self.levels = int(maximum) + 1
 
     def forward(self, raw: Tensor) -> Tensor:
-        noise = torch.rand(raw.shape, device=raw.device, dtype=torch.get_default_dtype())
+        noise = draw(torch.rand, raw.shape, 0, dtype=torch.get_default_dtype(), device=raw.device)
         return (raw + noise) / self.levels
 
     def picture(self, raw: Tensor) -> Tensor:

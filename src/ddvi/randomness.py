@@ -1,17 +1,29 @@
-"""Random state: the caller's is never changed.
+"""Random state, and random numbers of a batch that several processes share.
 
-What accepts a generator gets one from `generator`; everything else runs inside `seeded`, which gives torch's state back
-when it ends.
+The caller's state is never changed: what accepts a generator gets one from `generator`; everything else runs inside
+`seeded`, which gives torch's state back when it ends.
+
+Several processes that train together have the same state. Each draws what the whole batch needs and keeps the numbers
+of its own rows, so that a result doesn't depend on how many there are. Which axis holds the rows only the place that
+draws can tell: whatever is drawn in training goes through `draw`, or `sample` for a distribution.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
+from torch.overrides import TorchFunctionMode
+
+from ddvi.errors import InputError, TrainingError
 
 
 def derive_seed(seed: int, *stream: int | str) -> int:
@@ -61,3 +73,213 @@ def set_random_state(state: dict[str, Tensor]) -> None:
             torch.cuda.set_rng_state(value.cpu(), name)
         elif name == "mps" and torch.backends.mps.is_available():
             torch.mps.set_rng_state(value.cpu())
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The rows of a batch that one of several processes has.
+
+    Parts are of one size, ⌈count / world⌉, so that no process is ever without rows. Where that doesn't come out even,
+    the last parts begin earlier, and the rows that they share with the part before count there alone.
+
+    Args:
+        count: rows of the whole batch.
+        rank: which process this is, from 0.
+        world: how many there are.
+    """
+
+    count: int
+    rank: int
+    world: int
+
+    @property
+    def size(self) -> int:
+        """Rows of a part."""
+        return math.ceil(self.count / self.world)
+
+    @property
+    def start(self) -> int:
+        """The first row of this part."""
+        return min(self.rank * self.size, self.count - self.size)
+
+    def whole(self, shape: Sequence[int], axis: int) -> list[int]:
+        """The shape for the whole batch of one for this part; the axis may hold several batches one after the other."""
+        if shape[axis] % self.size:
+            raise InputError(
+                f"random numbers of shape {tuple(shape)} have no axis of {self.size} rows, which is what this process"
+                " has of the batch; draw one or more for each row"
+            )
+        whole = list(shape)
+        whole[axis] = shape[axis] // self.size * self.count
+        return whole
+
+    def part(self, whole: Tensor, axis: int = 0) -> Tensor:
+        """This part of a tensor for the whole batch."""
+        axis %= whole.dim()
+        batches = whole.unflatten(axis, (-1, self.count))
+        return batches.narrow(axis + 1, self.start, self.size).flatten(axis, axis + 1).contiguous()
+
+    def own(self, part: Tensor) -> Tensor:
+        """The rows (*, …) of this part, as `part` gives them along the first axis, that count here."""
+        if not part.dim() or len(part) % self.size:
+            raise InputError(
+                f"a loss or a term of shape {tuple(part.shape)} isn't one for each of the {self.size} examples of this"
+                " process, without which several devices don't know what to count"
+            )
+        return part.unflatten(0, (-1, self.size))[:, self.rank * self.size - self.start :].flatten(0, 1)
+
+
+_SHARD: ContextVar[Shard | None] = ContextVar("shard", default=None)
+
+
+@contextlib.contextmanager
+def sharded(shard: Shard | None, watched: bool = False) -> Iterator[None]:
+    """Let what is drawn in a block be this part of what would be drawn for the whole batch; None draws as it is.
+
+    Args:
+        shard: the part.
+        watched: refuse random numbers that are drawn past `draw` and `sample`; a look at every call of torch.
+    """
+    token = _SHARD.set(shard)
+    try:
+        with _Watch() if watched and shard else contextlib.nullcontext():
+            yield
+    finally:
+        _SHARD.reset(token)
+
+
+def part(values: Tensor, axis: int = 0) -> Tensor:
+    """Of values for the whole batch those of this process's rows."""
+    shard = _SHARD.get()
+    return values if shard is None else shard.part(values, axis)
+
+
+def own(values: Tensor) -> Tensor:
+    """Of values (B,) for this process's rows those that no other process counts."""
+    shard = _SHARD.get()
+    return values if shard is None else shard.own(values)
+
+
+def mean(values: Tensor) -> Tensor:
+    """What this process contributes to the mean over the whole batch of values (B,): the sum over processes is it."""
+    shard = _SHARD.get()
+    return values.mean() if shard is None else shard.own(values).sum() / shard.whole(values.shape, 0)[0]
+
+
+def draw(sampler: Callable[..., Tensor], shape: Sequence[int], axis: int, **options: Any) -> Tensor:
+    """Random numbers `sampler(shape, **options)`, such as `torch.randn`, in training.
+
+    Every process draws those of the whole batch, from the same random state, and keeps its own. So what is drawn
+    doesn't depend on how many there are, and no two rows share their numbers.
+
+    Args:
+        sampler: from a shape to a tensor of it.
+        shape: of what this process needs.
+        axis: the one that belongs to the batch.
+        options: for the sampler.
+    """
+    shard = _SHARD.get()
+    if shard is None:
+        return sampler(shape, **options)
+    with sharded(None):
+        drawn = sampler(shard.whole(shape, axis), **options)
+    return shard.part(drawn, axis)
+
+
+def draw_whole(sampler: Callable[..., Tensor], count: int, **options: Any) -> Tensor:
+    """`sampler((rows,), **options)` for the rows of all processes, of which this one has `count`; `part` takes them."""
+    shard = _SHARD.get()
+    with sharded(None):
+        return sampler((count,) if shard is None else shard.whole((count,), 0), **options)
+
+
+def sample(distribution: Distribution) -> Tensor:
+    """A draw of a distribution whose batch shape begins with the batch; for several processes as `draw`."""
+    shard = _SHARD.get()
+    if shard is None:
+        return distribution.sample()
+    with _Together(shard), sharded(None), torch.no_grad():
+        return distribution.sample()
+
+
+def reduce(tensor: Tensor, operation: Any = torch.distributed.ReduceOp.SUM) -> None:
+    """Replace a tensor by what all processes have, summed or otherwise.
+
+    Raises:
+        TrainingError: one of them isn't there any more.
+    """
+    try:
+        torch.distributed.all_reduce(tensor, operation)
+    except RuntimeError as error:
+        raise TrainingError(
+            "a process of this run has ended, and the others with it; the last checkpoint is kept: resume=true goes on"
+            f" from it ({str(error).partition('. ')[0]})"
+        ) from error
+
+
+_BY_SHAPE = {"rand", "randn"}
+_LIKE = {"rand_like", "randn_like"}
+_IN_PLACE = {"uniform_", "normal_", "exponential_", "cauchy_", "geometric_", "log_normal_", "bernoulli_"}
+_BY_PARAMETERS = {"normal", "poisson", "bernoulli", "binomial", "multinomial", "_standard_gamma", "_sample_dirichlet"}
+_OTHERS = {"randint", "randint_like", "random_", "dropout", "dropout_", "alpha_dropout", "feature_dropout"}
+_RANDOM = _BY_SHAPE | _LIKE | _IN_PLACE | _BY_PARAMETERS | _OTHERS
+
+
+class _Watch(TorchFunctionMode):
+    """Refuses a random function of which nobody said where the batch is: each process would draw the same."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, options = getattr(func, "__name__", ""), kwargs or {}
+        idle = "dropout" in name and not options.get("training", next((v for v in args if isinstance(v, bool)), True))
+        if name in _RANDOM and _SHARD.get() is not None and options.get("generator") is None and not idle:
+            raise InputError(
+                f"{name} would give the same random numbers to each of several devices; use ddvi.randomness.draw, which"
+                " is told the axis of the batch, ddvi.randomness.sample or ddvi.networks.Dropout, or train with"
+                " devices=1"
+            )
+        return func(*args, **options)
+
+
+class _Together(TorchFunctionMode):
+    """Has random functions draw for the rows of all processes, and keeps those of this one.
+
+    How many numbers a function takes may depend on its parameters, so it sees those of all rows. Rows come first, or
+    are what the first axis is a flattened form of.
+    """
+
+    def __init__(self, shard: Shard) -> None:
+        super().__init__()
+        self.shard = shard
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, options = getattr(func, "__name__", ""), kwargs or {}
+        if name in _BY_SHAPE:
+            shape = args[0] if isinstance(args[0], Sequence) else args
+            return self._part(func(self._whole(shape), **options))
+        if name in _LIKE:
+            return self._part(func(args[0].new_empty(self._whole(args[0].shape)), *args[1:], **options))
+        if name in _IN_PLACE:
+            drawn = func(args[0].new_empty(self._whole(args[0].shape)), *args[1:], **options)
+            return args[0].copy_(self._part(drawn))
+        if name in _BY_PARAMETERS:
+            options = {key: self._gathered(value) for key, value in options.items()}
+            return self._part(func(*map(self._gathered, args), **options))
+        return func(*args, **options)
+
+    def _whole(self, shape: Sequence[int]) -> list[int]:
+        return [shape[0] // self.shard.size * self.shard.count, *shape[1:]]
+
+    def _part(self, drawn: Tensor) -> Tensor:
+        rows = drawn.unflatten(0, (self.shard.count, -1))
+        return rows.narrow(0, self.shard.start, self.shard.size).flatten(0, 1)
+
+    def _gathered(self, values: Any) -> Any:
+        """The rows of all processes: each adds its own to zeros."""
+        if not isinstance(values, Tensor) or not values.dim():
+            return values
+        rows = values.unflatten(0, (self.shard.size, -1))
+        whole = rows.new_zeros(self.shard.count, *rows.shape[1:])
+        mine = self.shard.own(rows)
+        whole.narrow(0, self.shard.rank * self.shard.size, len(mine)).copy_(mine) if len(mine) else None
+        reduce(whole)
+        return whole.flatten(0, 1)

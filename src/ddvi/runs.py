@@ -7,13 +7,14 @@ import math
 import statistics
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddvi import folders
 from ddvi.catalogue import DATASETS
-from ddvi.errors import InputError, check_name
+from ddvi.devices import choose_device, is_first, launched, make_fabric, part_ways
+from ddvi.errors import check_name
 from ddvi.folders import CHECKPOINT, HISTORY, METRICS, WEIGHTS
 from ddvi.settings import FIELDS, FREE_ON_RESUME, Settings, convert, resolve
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 FREE_ON_EVALUATION = {"evaluation", "device", "threads", "data_root"}
 """Settings that `evaluate_run` may change."""
-_PRECISIONS = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed"}
 
 
 def train(settings: Settings, listener: Listener | None = None) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def train(settings: Settings, listener: Listener | None = None) -> dict[str, Any
         listener: who watches.
 
     Returns:
-        What `metrics.json` holds.
+        What `metrics.json` holds; nothing in a process that isn't the first of several, which has no listener either.
 
     Raises:
         InputError: settings, data or folder can't be used; nothing has been trained by then.
@@ -48,26 +48,36 @@ def train(settings: Settings, listener: Listener | None = None) -> dict[str, Any
         TrainingError: training had to stop, see `Trainer.fit`.
     """
     todo = folders.plan(settings)
-    say = listener.message if listener else _silent
-    if todo.note:
-        say(todo.note)
+    first = is_first(settings)
+    listener = listener if first else None
+    if todo.note and listener:
+        listener.message(todo.note)
     if todo.action == "show":
         return folders.read_metrics(settings.folder)
     if todo.action == "evaluate":
         changes = {name: getattr(settings, name) for name in FREE_ON_EVALUATION}
-        return evaluate_run(settings.folder, changes, listener)
-    with folders.alone(settings.folder), arithmetic(settings) as path:
-        return _train(settings, todo.action == "resume", path, listener)
+        return evaluate_run(settings.folder, changes, listener) if first else {}
+    # The first process takes the folder before others are started. They plan before they join it, and it writes after.
+    alone = folders.alone(settings.folder) if first else nullcontext()
+    with alone, launched(settings) as fabric, arithmetic(settings) as path:
+        return _train(settings, todo.action == "resume", path, fabric, listener)
 
 
-def _train(settings: Settings, resume: bool, matrix_products: str, listener: Listener | None) -> dict[str, Any]:
+def _train(
+    settings: Settings, resume: bool, matrix_products: str, fabric: Fabric, listener: Listener | None
+) -> dict[str, Any]:
+    import torch
+
     from ddvi import checkpoint, data
     from ddvi.composition import build_model, make_phases, observe
     from ddvi.randomness import seeded
     from ddvi.training import Schedule, Trainer
 
     folder, say = settings.folder, listener.message if listener else _silent
-    fabric = make_fabric(settings)
+    if fabric.world_size > 1:  # each has measured which path is the fastest, and all must take the same
+        matrix_products = fabric.broadcast(matrix_products)
+        torch.set_float32_matmul_precision(matrix_products)
+        say(f"{fabric.world_size} processes share each batch")
     dataset = data.load(settings.dataset, settings.data_root or None, settings.seed, settings.limit or None)
     if resume:
         folders.check_same_data(folder, dataset.fingerprint)
@@ -97,12 +107,15 @@ def _train(settings: Settings, resume: bool, matrix_products: str, listener: Lis
     watcher = _HistoryWriter(folder, listener)
     trainer = Trainer(model, schedule, train_x, validation_x, folder / CHECKPOINT, fabric, watcher, labelled)
     watcher.trainer = trainer
-    if not resume:
+    if not resume and fabric.is_global_zero:
         for name in (METRICS, WEIGHTS, CHECKPOINT, HISTORY):
             (folder / name).unlink(missing_ok=True)
         folders.write_config(settings, observations.as_dict(), dataset.fingerprint, matrix_products)
     facts = {"settings": {name: getattr(settings, name) for name in FIELDS if name not in FREE_ON_RESUME}}
     trainer.fit(resume=resume, facts=facts)
+    part_ways(fabric)
+    if not fabric.is_global_zero:
+        return {}
     folders.write_history(folder, trainer.state.history)
     checkpoint.save(folder / WEIGHTS, model.state_dict(), facts)
     return _evaluate(settings, observations, model, dataset, len(train_x), listener)
@@ -264,34 +277,6 @@ def arithmetic(settings: Settings) -> AbstractContextManager[str]:
     if (settings.folder / folders.CONFIG).exists() and not settings.overwrite:
         path = folders.read_config(settings.folder).get("matrix_products") or path
     return arithmetic(settings.precision, settings.threads, path)
-
-
-def choose_device(settings: Settings) -> str:
-    """The kind of device of a run.
-
-    Raises:
-        InputError: the device isn't there, or can't have the precision.
-    """
-    import torch
-
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if settings.precision == "64" and settings.device == "auto":
-        available["mps"] = False
-    device = next(name for name, there in available.items() if there) if settings.device == "auto" else settings.device
-    if not available[device]:
-        there = ", ".join(name for name, there in available.items() if there)
-        raise InputError(f"device={device} is not available on this machine; choose from {there}, or leave it out")
-    if device == "mps" and settings.precision == "64":
-        raise InputError("device=mps has no precision=64; use device=cpu")
-    return device
-
-
-def make_fabric(settings: Settings) -> Fabric:
-    """Device and precision of a run; raises as `choose_device`."""
-    from lightning_fabric import Fabric
-
-    precision: Any = _PRECISIONS[settings.precision]
-    return Fabric(accelerator=choose_device(settings), devices=1, precision=precision)
 
 
 def fit_to_size(settings: Settings, count: int) -> Settings:

@@ -18,6 +18,16 @@ OBJECTIVE_DEFAULTS: dict[str, dict[str, Any]] = {
     "wake_sleep": {"sleep_levels": 1},
     "reweighted_wake_sleep": {"samples": 8, "sleep_weight": 0.3},
 }
+_BOUND = ("samples", "kl_weight", "kl_rise", "prior_weight")
+_SLEEP = ("sleep_weight", "sleep_levels")
+OBJECTIVE_SETTINGS: dict[str, tuple[str, ...]] = {
+    "elbo": (*_BOUND, "path_gradient"),
+    "importance_weighted": _BOUND,
+    "wake_sleep": (*_BOUND, "path_gradient", *_SLEEP, "sleep_steps"),
+    "reweighted_wake_sleep": ("samples", *_SLEEP),
+    "adversarial": ("adversarial_weight",),
+}
+"""What each objective reads of the settings that are an objective's."""
 DATASET_ALIASES = {"cifar10": "cifar"}
 SEMI = "_semi"
 N_LABELS = {"mnist": 1000, "fashion_mnist": 1000, "cifar": 10_000, "digits": 100}
@@ -71,6 +81,7 @@ class Settings:
     samples: int = setting(1, "K, draws per example in training; 8 where they are reweighted", minimum=1)
     kl_weight: float = setting(1.0, "weight of the divergence in training; 1 is the bound", minimum=0)
     kl_rise: float = setting(0.0, "share of training over which kl_weight rises linearly from 0", minimum=0, maximum=1)
+    prior_weight: float = setting(1.0, "weight of log p(z) beside the rest of the divergence", minimum=0)
     path_gradient: bool = setting(False, "elbo and wake_sleep: score log q with parameters held fixed")
     sleep_steps: int = setting(3, "wake_sleep: steps on fantasies per step on data", minimum=0)
     sleep_weight: float = setting(1.0, "weight of the sleep term; 0.3 in reweighted_wake_sleep", minimum=0)
@@ -78,6 +89,7 @@ class Settings:
         0, "terms of the chain's bound drawn per example, 0 for all of them; 1 in wake_sleep", minimum=0
     )
     warmup: int = setting(0, "ddvi: epochs with the simpler model first", minimum=0)
+    warmup_kl_weight: float = setting(1.0, "kl_weight of the simpler model", minimum=0)
     freeze_decoder: int = setting(0, "epochs with a frozen decoder, after warmup", minimum=0)
     adversarial_weight: float = setting(5.0, "aae: weight of fooling the discriminator, in nats", above=0)
 
@@ -108,6 +120,7 @@ class Settings:
     device: str = setting(
         "auto", "auto takes an accelerator where there is one", choices=("auto", "cpu", "cuda", "mps")
     )
+    devices: int = setting(1, "how many train together, a process each, on batches shared out among them", minimum=1)
     precision: str = setting("32", "floating-point numbers", choices=("32", "64", "bf16"))
     threads: int = setting(0, "CPU threads; 0 takes torch's own choice", minimum=0)
     out: str = setting("", "the run folder; runs/DATASET/METHOD/PRIOR/seedN if empty")
@@ -130,7 +143,7 @@ class Settings:
 
 
 FIELDS: dict[str, dataclasses.Field[Any]] = {field.name: field for field in dataclasses.fields(Settings)}
-FREE_ON_RESUME = {"out", "data_root", "device", "threads", "resume", "overwrite", "evaluation"}
+FREE_ON_RESUME = {"out", "data_root", "device", "devices", "threads", "resume", "overwrite", "evaluation"}
 """Settings that don't decide what is learnt, and may differ when a run is resumed."""
 
 DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -140,11 +153,13 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
 PIXEL_VALUES = {"mnist": 784, "fashion_mnist": 784, "digits": 64, "cifar": 3072}
 """The paper's reconstruction is a mean over pixel values: its weights in nats are that many times larger."""
 
+_IN_PIXELS = {"kl_weight", "warmup_kl_weight", "sleep_weight", "adversarial_weight", "classifier_weight"}
 
-def _paper(dataset: str, method: str) -> dict[str, Any]:
+
+def _paper(dataset: str, method: str, semi: bool) -> dict[str, Any]:
     """Settings of the paper's code, weights converted to nats."""
-    settings: dict[str, Any] = {**PAPER, **METHODS[method].paper}
-    for name in {"kl_weight", "adversarial_weight"} & set(settings):
+    settings: dict[str, Any] = {**PAPER, **METHODS[method].paper, **(METHODS[method].paper_semi if semi else {})}
+    for name in _IN_PIXELS & set(settings):
         settings[name] *= PIXEL_VALUES.get(dataset, 1)
     if dataset == "cifar":
         settings["dropout"] = 0.0
@@ -183,10 +198,9 @@ def resolve(dataset: str, method: str, prior: str, overrides: Mapping[str, str] 
         if not os.path.isfile(dataset):
             raise InputError(f"there is no file '{dataset}': give the path of a file that exists")
     elif dataset not in DATASETS:
-        try:
-            check_name("dataset", dataset, [name + SEMI * semi for name in DATASETS])
-        except InputError as error:
-            raise InputError(f"{error}; or give the path of a .npz or .npy file") from None
+        check_name(
+            "dataset", dataset, [name + SEMI * semi for name in DATASETS], "give the path of a .npz or .npy file"
+        )
     method = method.removesuffix(SEMI)
     method = ALIASES.get(method, method)
     check_name("prior", prior, PRIORS)
@@ -199,7 +213,7 @@ def resolve(dataset: str, method: str, prior: str, overrides: Mapping[str, str] 
     values = {name: convert(name, value) for name, value in given.items()}
     layers = {**DATASET_DEFAULTS.get(dataset, {}), **METHODS[method].defaults}
     if values.get("preset", "default") == "paper":
-        layers |= _paper(dataset, method)
+        layers |= _paper(dataset, method, semi)
     if values.get("data_root"):
         values["data_root"] = os.path.abspath(os.path.expanduser(values["data_root"]))
     epochs = layers.get("epochs", FIELDS["epochs"].default)
@@ -249,6 +263,12 @@ def convert(name: str, value: Any) -> Any:
 
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def idle(settings: Settings, given: Iterable[str]) -> list[str]:
+    """Of the settings that a user gave, those of an objective that isn't the run's, which have no effect."""
+    of_objectives = {name for names in OBJECTIVE_SETTINGS.values() for name in names}
+    return sorted(of_objectives.intersection(given).difference(OBJECTIVE_SETTINGS[settings.objective]))
 
 
 def _check_together(settings: Settings) -> None:

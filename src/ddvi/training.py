@@ -26,7 +26,8 @@ from ddvi import checkpoint
 from ddvi.errors import InputError, TrainingError
 from ddvi.model import LatentVariableModel
 from ddvi.objectives.base import Batch, Labelled, Objective, Update
-from ddvi.randomness import generator, random_state, seeded, set_random_state
+from ddvi.processes import Processes
+from ddvi.randomness import generator, mean, own, part, random_state, seeded, set_random_state, sharded
 
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 BAD_STEPS_ALLOWED = 2
@@ -121,13 +122,14 @@ class Trainer:
         train_x: raw training data (N, *event).
         validation_x: raw examples whose bound goes into the history, or None.
         path: the checkpoint's file; None keeps none.
-        fabric: device and precision; by default the CPU.
+        fabric: devices and precision; by default the CPU. Of several devices each has a process, which is given the
+            same model and all of the data; the result is that of one.
         listener: who watches.
         labelled: raw examples (M, *event) with their labels, for semi-supervised learning; each step draws a batch of
             them with replacement.
 
     Raises:
-        InputError: a batch larger than the data.
+        InputError: a batch larger than the data; a fabric of several devices that isn't launched.
     """
 
     def __init__(
@@ -147,6 +149,7 @@ class Trainer:
                 f" use at most {len(train_x)}"
             )
         self.fabric = fabric or Fabric(accelerator="cpu", devices=1)
+        self.processes = Processes(self.fabric)
         self.fabric.to_device(model)
         self.model = model
         self.schedule = schedule
@@ -154,7 +157,7 @@ class Trainer:
         self.validation_x = None if validation_x is None else self.fabric.to_device(validation_x)
         self.labelled = labelled and Labelled(*(self.fabric.to_device(part) for part in (labelled.x, labelled.label)))
         self.path = path
-        self.listener = listener
+        self.listener = listener if self.processes.first else None
         self.state = State()
         fused = self.fabric.device.type in ("cpu", "cuda")
         self.groups = model.groups()
@@ -179,6 +182,7 @@ class Trainer:
         with seeded(self.schedule.seed, "training"), self._interruptible() as interrupted:
             if resume:
                 self._restore()
+            self.processes.start_alike(self.model, [len(self.train_x), len(self.labelled.x) if self.labelled else 0])
             self.model.train()
             while self.state.epoch < self.schedule.epochs:
                 self._epoch(interrupted)
@@ -195,16 +199,19 @@ class Trainer:
         for step in range(state.step, self.steps_per_epoch):
             progress = (state.epoch * self.steps_per_epoch + step) / total_steps
             rows = order[step * schedule.batch_size : (step + 1) * schedule.batch_size]
-            self._step(phase, rows, progress)
+            # The first step of an epoch is watched for random numbers that would depend on the number of devices.
+            with sharded(self.processes.shard(len(rows)), watched=step == 0):
+                self._step(phase, rows, progress)
             state.step = step + 1
             state.seconds = seconds_before + time.monotonic() - started
             if self.listener:
                 self.listener.step(state.epoch, state.step, self.steps_per_epoch)
-            if interrupted.is_set():
+            due = time.monotonic() - self._saved_at > SECONDS_BETWEEN_CHECKPOINTS
+            stop, due = self.processes.any((interrupted.is_set(), due))
+            if stop or due:
                 self._save()
+            if stop:
                 raise Interrupted
-            if time.monotonic() - self._saved_at > SECONDS_BETWEEN_CHECKPOINTS:
-                self._save()
         row = self._row()
         state.history.append(row)
         state.epoch, state.step, state.seconds, state.skipped, state.sums = state.epoch + 1, 0, 0.0, 0, {}
@@ -214,8 +221,9 @@ class Trainer:
 
     def _step(self, phase: Phase, rows: Tensor, progress: float) -> None:
         lr = self.schedule.learning_rate(progress)
+        here = part(rows)
         with self.fabric.autocast():
-            batch = Batch(self.model.preprocessing(self.train_x[rows]), progress, self._draw_labelled(len(rows)))
+            batch = Batch(self.model.preprocessing(self.train_x[here]), progress, self._draw_labelled(len(rows)))
             updates = phase.objective.updates(self.model, batch)
         complaint = ""
         while True:
@@ -226,16 +234,16 @@ class Trainer:
             if self._apply(update, phase.frozen, lr):
                 self._count(update)
             else:
-                complaint = _complaint(update)
+                complaint = self._complaint(update)
                 break
-        self._add("examples", torch.full((), float(len(rows)), dtype=torch.float64))
+        self._add("examples", torch.full((), float(len(own(here))), dtype=torch.float64))
         self._judge(complaint)
 
     def _draw_labelled(self, count: int) -> Labelled | None:
         if self.labelled is None:
             return None
         random = generator(self.schedule.seed, "labelled", self.state.epoch, self.state.step)
-        rows = self.fabric.to_device(torch.randint(len(self.labelled.label), (count,), generator=random))
+        rows = self.fabric.to_device(part(torch.randint(len(self.labelled.label), (count,), generator=random)))
         return Labelled(self.model.preprocessing(self.labelled.x[rows]), self.labelled.label[rows])
 
     def _apply(self, update: Update, frozen: frozenset[str], lr: float) -> bool:
@@ -246,9 +254,11 @@ class Trainer:
             return True
         for parameter in parameters:
             parameter.grad = None
-        loss = update.loss.mean()
+        loss = mean(update.loss)
         self.fabric.backward(loss, inputs=parameters)
-        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        grads, loss = [parameter.grad for parameter in parameters if parameter.grad is not None], loss.detach()
+        self.processes.add_up([*grads, loss])
+        norm = torch.nn.utils.get_total_norm(grads)
         if not torch.isfinite(loss + norm):
             return False
         if 0 < self.schedule.clip_norm < norm:
@@ -276,9 +286,18 @@ class Trainer:
                 " or clip_norm, or look at the data"
             )
 
+    def _complaint(self, update: Update) -> str:
+        """Which terms of a bad update are to blame, in any of the processes."""
+        bad = self.processes.any(not torch.isfinite(value).all() for value in update.terms.values())
+        names = [name for name, is_bad in zip(update.terms, bad, strict=True) if is_bad]
+        if not names:
+            return f"the gradient of {', '.join(update.terms)} is"
+        return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}"
+
     def _count(self, update: Update) -> None:
         for name, value in update.terms.items():
-            self._add(name, value.detach().sum(dtype=torch.float64))
+            value = own(value.detach())
+            self._add(name, value.sum(dtype=torch.float64))
             self._add(f"count/{name}", torch.full((), float(value.numel()), dtype=torch.float64))
 
     def _add(self, name: str, value: Tensor) -> None:
@@ -286,7 +305,7 @@ class Trainer:
 
     def _row(self) -> dict[str, Any]:
         """The history's row of the epoch that has just ended."""
-        sums = {name: value.item() for name, value in self.state.sums.items()}
+        sums = {name: value.item() for name, value in self.processes.total(self.state.sums).items()}
         terms = {
             name: value / sums[f"count/{name}"]
             for name, value in sums.items()
@@ -318,14 +337,15 @@ class Trainer:
 
     def _save(self) -> None:
         self._saved_at = time.monotonic()
-        if self.path is None:
-            return
         state = self.state
+        sums = self.processes.total(state.sums)
+        if self.path is None or not self.processes.first:
+            return
         tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
         for name, optimizer in self.optimizers.items():
             tensors |= checkpoint.flatten_optimizer(name, optimizer)
         tensors |= {f"random/{name}": value for name, value in random_state().items()}
-        tensors |= {f"sums/{name}": value for name, value in state.sums.items()}
+        tensors |= {f"sums/{name}": value for name, value in sums.items()}
         plain = {
             name: getattr(state, name) for name in ("epoch", "step", "seconds", "skipped", "bad_in_a_row", "history")
         }
@@ -334,6 +354,7 @@ class Trainer:
     def _restore(self) -> None:
         if self.path is None:
             raise InputError("there is no checkpoint to resume from: the trainer was given no path")
+        self.processes.wait()  # for what the first may still be writing
         tensors, facts = checkpoint.load(self.path)
         if "state" not in facts:
             raise InputError(
@@ -346,7 +367,8 @@ class Trainer:
         checkpoint.load_weights(self.model, parts["model"], self.path)
         for name, optimizer in self.optimizers.items():
             checkpoint.restore_optimizer(name, optimizer, tensors)
-        self.state = State(**facts["state"], sums={name: self.fabric.to_device(v) for name, v in parts["sums"].items()})
+        sums = {name: value * self.processes.first for name, value in self.fabric.to_device(parts["sums"]).items()}
+        self.state = State(**facts["state"], sums=sums)
         set_random_state(parts["random"])
 
     @contextlib.contextmanager
@@ -367,13 +389,3 @@ class Trainer:
             yield flag
         finally:
             signal.signal(signal.SIGINT, before)
-
-
-def _complaint(update: Update) -> str:
-    """Which terms of a bad update are to blame."""
-    bad = [name for name, value in update.terms.items() if not bool(torch.isfinite(value).all())]
-    return (
-        f"{', '.join(bad)} {'is' if len(bad) == 1 else 'are'}"
-        if bad
-        else f"the gradient of {', '.join(update.terms)} is"
-    )

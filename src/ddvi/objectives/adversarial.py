@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 import torch
@@ -19,6 +20,7 @@ from torch.nn.functional import one_hot, softplus
 from ddvi.errors import InputError
 from ddvi.model import LatentVariableModel
 from ddvi.objectives.base import Batch, Objective, Update
+from ddvi.randomness import draw, draw_whole, part
 
 
 @final
@@ -38,17 +40,17 @@ class Adversarial(Objective):
             raise InputError("adversarial training needs a model with a discriminator; build it with method=aae")
         count, parts = len(batch.x), 0
         # Data without labels first, then as much with them; in the loss of an example the two are averaged.
-        x, labels, label = batch.x, None, None
+        x, labels, every = batch.x, None, None
         if batch.labelled is not None:
             parts = model.prior.parts or 1
-            label = torch.randint(parts, (count,), device=x.device)
+            every = draw_whole(partial(torch.randint, parts), count, device=x.device)
             x = torch.cat([x, batch.labelled.x])
-            labels = torch.cat([torch.full_like(label, parts), batch.labelled.label])
+            labels = torch.cat([torch.full_like(batch.labelled.label, parts), batch.labelled.label])
         z = model.posterior(x).draw().z
-        drawn = model.prior.sample((count,), label=label)
-        if label is not None:
-            hidden = torch.rand(count, device=x.device) < 0.5
-            label = label.masked_fill(hidden, parts)
+        drawn, label = draw(partial(model.prior.sample, label=every), (count,), 0), None
+        if every is not None:
+            hidden = draw(torch.rand, (count,), 0, device=x.device) < 0.5
+            label = part(every).masked_fill(hidden, parts)
 
         def averaged(value: Tensor) -> Tensor:
             return value.view(-1, count).mean(0)

@@ -1,6 +1,6 @@
 """The evidence lower bound and the importance-weighted bound, differentiated through the draws.
 
-    ELBO = E_q [ log p_θ(x|z) + kl_weight ( log p(z) + log r(a|z) − log q_φ(z,a|x) ) ]
+    ELBO = E_q [ log p_θ(x|z) + kl_weight ( prior_weight log p(z) + log r(a|z) − log q_φ(z,a|x) ) ]
     IW_K = E_q [ log 1/K Σ_k exp( the same bracket ) ]
 
 Where labels are summed over, with ELBO_l and IW_l the same given the label and with log p(l) in the bracket:
@@ -37,12 +37,14 @@ def bound_terms(view: View, weights: Weights) -> dict[str, Tensor]:
     return terms
 
 
-def negative_elbo(view: View, weights: Weights, kl_weight: float, label_rate: float = 1.0) -> Tensor:
+def negative_elbo(
+    view: View, weights: Weights, kl_weight: float, prior_weight: float = 1.0, label_rate: float = 1.0
+) -> Tensor:
     """−ELBO (B,), summed over labels where the view says so; weights are (K, *labels, B).
 
     Of the gradient of q(l|x) `label_rate` is taken, which leaves the value as it is.
     """
-    loss = -weights.log_weight(kl_weight).mean(0)
+    loss = -weights.log_weight(kl_weight, prior_weight).mean(0)
     if view.log_label is None or not view.summed:
         return loss
     log_label = torch.lerp(view.log_label.detach(), view.log_label, label_rate)
@@ -79,6 +81,7 @@ class ELBO(DataObjective):
         samples: draws per example, for each label where labels are summed over.
         kl_weight: weight of everything but the reconstruction; 1 is the bound.
         kl_rise: share of training over which that weight rises linearly from 0.
+        prior_weight: weight of log p(z), and of log p(l), beside the rest of the divergence; 1 is the bound.
         path_gradient: score log q with parameters held fixed, so that its gradient comes through the draw alone; lower
             variance near the optimum (Roeder et al. 2017; Tucker et al. 2019).
         label_rate: how much of the gradient q(l|x) takes, see `negative_elbo`.
@@ -87,6 +90,7 @@ class ELBO(DataObjective):
     samples: int = 1
     kl_weight: float = 1.0
     kl_rise: float = 0.0
+    prior_weight: float = 1.0
     path_gradient: bool = False
     label_rate: float = 1.0
 
@@ -99,7 +103,8 @@ class ELBO(DataObjective):
             draw = draw._replace(log_ratio=model.posterior.stopped_log_ratio(view.features, draw.path))
         weights = model.weigh(x, draw, view.label)
         kl_weight = risen(self.kl_weight, self.kl_rise, progress)
-        return negative_elbo(view, weights, kl_weight, self.label_rate), bound_terms(view, weights)
+        loss = negative_elbo(view, weights, kl_weight, self.prior_weight, self.label_rate)
+        return loss, bound_terms(view, weights)
 
     def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
         yield data_update(self, model, batch)
@@ -117,12 +122,14 @@ class ImportanceWeighted(DataObjective):
         samples: K, for each label where labels are summed over.
         kl_weight: as in `ELBO`.
         kl_rise: as in `ELBO`.
+        prior_weight: as in `ELBO`.
         label_rate: how far q(l|x) goes towards these shares at once, see `damped`.
     """
 
     samples: int = 8
     kl_weight: float = 1.0
     kl_rise: float = 0.0
+    prior_weight: float = 1.0
     label_rate: float = 1.0
 
     def loss(
@@ -130,7 +137,8 @@ class ImportanceWeighted(DataObjective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         view = model.view(x, label)
         weights = model.weigh(x, model.posterior.condition(view.features).draw((self.samples,)), view.label)
-        bound = weights.log_weight(risen(self.kl_weight, self.kl_rise, progress)).logsumexp(0) - math.log(self.samples)
+        kl_weight = risen(self.kl_weight, self.kl_rise, progress)
+        bound = weights.log_weight(kl_weight, self.prior_weight).logsumexp(0) - math.log(self.samples)
         terms = bound_terms(view, weights)
         if view.log_label is None or not view.summed:
             return -bound, terms

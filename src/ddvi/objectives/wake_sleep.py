@@ -20,6 +20,7 @@ from torch import Tensor
 from ddvi.model import Fantasies, LatentVariableModel, View
 from ddvi.objectives.base import Batch, DataObjective, Update, data_update
 from ddvi.objectives.elbo import ELBO, bound_terms, cross_entropy, damped
+from ddvi.randomness import sample
 
 
 def sleep_loss(model: LatentVariableModel, fantasies: Fantasies, levels: int | None) -> Tensor:
@@ -86,36 +87,34 @@ class ReweightedWakeSleep(DataObjective):
     def loss(
         self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float = 1.0
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        count, sleeps = len(x), self.sleep_weight > 0 and label is None
-        fantasies = model.fantasise(count) if sleeps else Fantasies(x[:0], x[:0], None)
+        count = len(x)
+        fantasies = model.fantasise(count) if self.sleep_weight > 0 and label is None else None
         # Data and fantasies go through the encoder, and later through the posterior, together.
-        features = model.posterior.encode(torch.cat([x, fantasies.x]))
+        features = model.posterior.encode(x if fantasies is None else torch.cat([x, fantasies.x]))
         view = model.view_of(features[:count], label)
         classification = -view.log_label if view.log_label is not None else None
         if view.summed:
             target = self._weigh_labels(model, x, view)
             classification = cross_entropy(view, target.exp())
-            view = _told(view, torch.distributions.Categorical(logits=target.T, validate_args=False).sample())
+            view = _told(view, _drawn(target))
         with torch.no_grad():
             draw = model.posterior.condition(view.features.detach()).draw((self.samples,))
             weights = model.weigh(x, draw, view.label)
-            logits = weights.log_weight().T
-            z = _take(draw.z, torch.distributions.Categorical(logits=logits, validate_args=False).sample())
+            z = _take(draw.z, _drawn(weights.log_weight()))
             terms = bound_terms(view, weights)
         if classification is not None:
             terms["classification"] = classification
-        reconstruction = -model.likelihood.log_prob(x, z)
         known, pairs = view.features, z
-        if sleeps:
-            dream = model.view_of(features[count:], fantasies.label)
-            known, pairs = torch.cat([known, dream.features]), torch.cat([z, fantasies.z])
-        wake, sleep = (-model.posterior.condition(known).log_bound(pairs, self.levels)).split(
-            [count, len(pairs) - count]
-        )
-        loss = reconstruction - model.prior.log_prob(z, view.label) + wake + terms.get("classification", 0.0)
-        terms |= {"resampled_reconstruction": reconstruction, "wake": wake}
-        if sleeps:
-            terms["sleep"] = _with_label(dream, sleep)
+        dream = None if fantasies is None else (model.view_of(features[count:], fantasies.label), fantasies.z)
+        if dream:
+            known, pairs = torch.cat([known, dream[0].features]), torch.cat([pairs, dream[1]])
+        learnt = -model.posterior.condition(known).log_bound(pairs, self.levels)
+        terms |= {"resampled_reconstruction": -model.likelihood.log_prob(x, z), "wake": learnt[:count]}
+        loss = terms["resampled_reconstruction"] - model.prior.log_prob(z, view.label) + terms["wake"]
+        if classification is not None:
+            loss = loss + classification
+        if dream:
+            terms["sleep"] = _with_label(dream[0], learnt[count:])
             loss = loss + self.sleep_weight * terms["sleep"]
         return loss, terms
 
@@ -132,6 +131,11 @@ class ReweightedWakeSleep(DataObjective):
 def _with_label(view: View, loss: Tensor) -> Tensor:
     """The loss, and −log q(l|x) where labels are known."""
     return loss if view.log_label is None else loss - view.log_label
+
+
+def _drawn(logits: Tensor) -> Tensor:
+    """One of N candidates for each column of (N, B): (B,)."""
+    return sample(torch.distributions.Categorical(logits=logits.T, validate_args=False))
 
 
 def _take(values: Tensor, chosen: Tensor) -> Tensor:

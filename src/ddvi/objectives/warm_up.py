@@ -17,6 +17,7 @@ from ddvi.model import LatentVariableModel
 from ddvi.objectives.base import Batch, DataObjective, Update, data_update
 from ddvi.objectives.elbo import bound_terms, negative_elbo
 from ddvi.posteriors.diffusion import DiffusionPosterior
+from ddvi.randomness import draw
 
 
 @final
@@ -48,7 +49,7 @@ class WarmUp(DataObjective):
         yield data_update(self, model, batch)
         for _ in range(self.sleep_steps):
             with torch.no_grad():
-                z = model.prior.sample((len(batch.x),))
+                z = draw(model.prior.sample, (len(batch.x),), 0)
                 # These draws have nothing to do with the data: the start, which depends on x, must not learn from them.
                 conditional = posterior.without_context(posterior.encode(batch.x))
             loss = -conditional.log_bound(z, self.levels)

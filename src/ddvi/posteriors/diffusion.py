@@ -25,19 +25,21 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Self, final
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ddvi.gaussians import DiagonalGaussian, FullGaussian, Gaussian, packed, stack
+from ddvi.gaussians import DiagonalGaussian, FullGaussian, Gaussian, normal, packed, stack
 from ddvi.networks import Denoiser
 from ddvi.noise import Levels, NoisingProcess, point
 from ddvi.posteriors.base import VARIANCE_FLOOR, Conditional, Draw, Posterior
 from ddvi.posteriors.gaussian import GaussianHead
+from ddvi.posteriors.prior_denoiser import PriorDenoiser
 from ddvi.priors import Prior
-from ddvi.randomness import generator
+from ddvi.randomness import draw
 
 _LARGEST_LOG_FACTOR = 6.0  # of a variance against its anchor: e^±6 either way
 _ROWS_AT_ONCE = 2560  # draws × levels that are differentiated together: what stays in a processor's cache is fastest
@@ -67,14 +69,6 @@ class _Steps(NamedTuple):
         offset = sigma**2 / total * anchor.mean
         return cls(gain, offset, anchor.variance.sqrt() * sigma * rate, rate, -alpha * rate * anchor.mean, levels)
 
-    def each(self) -> list[_Steps]:
-        """One for each entry of the first axis."""
-        *own, levels = self
-        each = zip(*levels, strict=True)
-        return [
-            _Steps(*parts, Levels(*constants)) for *parts, constants in zip(*map(Tensor.unbind, own), each, strict=True)
-        ]
-
 
 @final
 class DiffusionConditional(Conditional):
@@ -94,7 +88,7 @@ class DiffusionConditional(Conditional):
         self.noise = posterior.noise
         self.auxiliaries = posterior.noise.steps
         self.every = slice(1, posterior.noise.steps + 1)
-        self.last = self.noise.at(posterior.last)
+        self.last = self.noise.at(posterior.noise.steps)
         self.start = self.noise.marginal(start, self.last)
         self.anchor = anchor
         self.context = context
@@ -132,16 +126,15 @@ class DiffusionConditional(Conditional):
 
     def _run(self, sample_shape: tuple[int, ...]) -> Iterator[tuple[Tensor, Gaussian, Tensor]]:
         """Draw z_T … z_0, one after the other, each with its law and the standard normal noise that made it."""
-        each = _Steps.of(self.anchor, self.noise.at(self.every, self.start.mean.dim() - 1)).each()
         biases = self.posterior.denoiser.biases(self.every)
         law: Gaussian = self.start
-        noise = torch.randn(*sample_shape, *law.mean.shape, dtype=law.mean.dtype, device=law.mean.device)
+        noise = normal(law.mean, sample_shape)
         z = law.transform(noise)
         yield z, law, noise
         for t in range(self.noise.steps, 0, -1):
-            known, own = each[t - 1], [bias[t - 1] for bias in biases]
-            prediction = self.posterior.predict(z, t, known, own, self.context)
-            law, noise = self.noise.step_back(prediction, z, known.levels), torch.randn_like(z)
+            known = _Steps.of(self.anchor, self.noise.at(t))
+            prediction = self.posterior.predict(z, t, known, [bias[t - 1] for bias in biases], self.context)
+            law, noise = self.noise.step_back(prediction, z, known.levels), normal(z)
             z = law.transform(noise)
             yield z, law, noise
 
@@ -196,7 +189,7 @@ class DiffusionConditional(Conditional):
             levels, t = steps, self.every
             first = self.posterior.first.view(-1, *[1] * (z.dim() - 1))
         else:
-            t = torch.randint(1, steps + 1, (levels, *z.shape[:-1]), device=z.device)
+            t = draw(partial(torch.randint, 1, steps + 1), (levels, *z.shape[:-1]), -1, device=z.device)
             first = t == 1
         constants = self.noise.at(t, z.dim() - 1)
         z_t = self.noise.marginal(point(z.expand(levels, *z.shape)), constants).sample()
@@ -245,7 +238,6 @@ class DiffusionPosterior(Posterior):
         prior_denoiser: a prior whose own denoiser E[z_0 | z_t] is given to the network as an input, for D = 2.
     """
 
-    last: Tensor
     first: Tensor
     rows: Tensor
 
@@ -263,7 +255,6 @@ class DiffusionPosterior(Posterior):
     ) -> None:
         super().__init__(encoder, latent_size, labels)
         self.noise = NoisingProcess(steps, noise)
-        self.register_buffer("last", torch.tensor(steps), persistent=False)
         self.register_buffer("first", torch.arange(steps) == 0, persistent=False)
         self.anchor = GaussianHead(self.features, latent_size)
         self.prior_denoiser: PriorDenoiser | None = None
@@ -317,85 +308,3 @@ class DiffusionPosterior(Posterior):
         if not self.couplings:
             return DiagonalGaussian(mean, scale**2)
         return FullGaussian(mean, packed(scale, coupling * known.scale[..., self.rows]))
-
-
-@final
-class PriorDenoiser(nn.Module):
-    """E[z_0 | z_t] under the prior, tabulated per t on a grid and interpolated, for D = 2.
-
-        E[z_0 | z_t] = ∫ z p(z) N(z_t; α_t z, σ_t² I) dz / ∫ p(z) N(z_t; α_t z, σ_t² I) dz
-
-    by quadrature over a finer grid, where the Gaussian separates and each integral is two matrix products. Any prior
-    with a density will do. Constant beyond the grid.
-
-    Args:
-        prior: p(z) with D = 2.
-        noise: the chain.
-        cells: of the table, along each side.
-        nodes: of the quadrature, along each side.
-    """
-
-    table: Tensor
-    extent: Tensor
-
-    def __init__(self, prior: Prior, noise: NoisingProcess, cells: int = 256, nodes: int = 384) -> None:
-        super().__init__()
-        draws = prior.sample((10_000,), generator=generator(0, "extent"))
-        extent = float(draws.abs().max()) * 1.1 + 0.5
-        with torch.no_grad():
-            table = _tabulate(_density(prior, draws, extent, nodes), noise, extent, cells)
-        # As T pictures of two channels whose rows are the second coordinate, the form that `grid_sample` reads.
-        table = table.permute(0, 3, 2, 1).contiguous().to(torch.get_default_dtype())
-        self.register_buffer("table", table, persistent=False)
-        self.register_buffer("extent", torch.tensor(extent), persistent=False)
-
-    def forward(self, z_t: Tensor, t: Tensor | int | slice) -> Tensor:
-        """z_t (*, 2) at t, as in `DiffusionPosterior.predict`: (*, 2), by bilinear interpolation."""
-        position = z_t / self.extent
-        if isinstance(t, slice):
-            found = _interpolated(self.table[t.start - 1 : t.stop - 1], position.reshape(len(z_t), 1, -1, 2))
-        elif isinstance(t, int) or t.dim() == 0:
-            found = _interpolated(self.table[t - 1][None], position.reshape(1, 1, -1, 2))
-        else:
-            # Levels in any order: the third axis of one volume, read at its slices.
-            depth = (t - 1).to(z_t.dtype) * (2 / max(1, len(self.table) - 1)) - 1
-            position = torch.cat([position, depth.expand(z_t.shape[:-1]).unsqueeze(-1)], -1)
-            volume = self.table.transpose(0, 1)[None]
-            found = _interpolated(volume, position.reshape(1, 1, 1, -1, 3))
-        return found.reshape(z_t.shape)
-
-
-def _interpolated(table: Tensor, position: Tensor) -> Tensor:
-    """Tables (N, 2, …) at positions (N, …, points, dimensions) in [−1, 1] by linear interpolation: (N, points, 2)."""
-    found = nn.functional.grid_sample(table, position, padding_mode="border", align_corners=True)
-    return found.flatten(2).transpose(1, 2)
-
-
-def _density(prior: Prior, draws: Tensor, extent: float, nodes: int, boxes: int = 64) -> Tensor:
-    """p(z) up to a factor on a grid (nodes, nodes) over [−extent, extent]²; only near draws (N, 2) is it asked for."""
-    box = ((draws / extent + 1) * (0.5 * boxes)).long().clamp(0, boxes - 1)
-    near = torch.zeros(1, 1, boxes, boxes)
-    near[0, 0, box[:, 0], box[:, 1]] = 1
-    near = nn.functional.interpolate(nn.functional.max_pool2d(near, 9, 1, 4), size=(nodes, nodes))[0, 0] > 0
-    axis = torch.linspace(-extent, extent, nodes)
-    points = axis[near.nonzero()].split(1 << 16)
-    log_density = torch.full((nodes, nodes), -torch.inf, dtype=torch.float64)
-    log_density[near] = torch.cat([prior.log_prob(part).double() for part in points])
-    return (log_density - log_density.max()).exp()
-
-
-def _tabulate(density: Tensor, noise: NoisingProcess, extent: float, cells: int) -> Tensor:
-    """The table (T, cells, cells, 2) on [−extent, extent]², in double precision, of a density on a finer grid."""
-    fine = torch.linspace(-extent, extent, len(density), dtype=torch.float64)
-    coarse = torch.linspace(-extent, extent, cells, dtype=torch.float64)
-    table = torch.stack(torch.meshgrid(coarse, coarse, indexing="ij"), -1)
-    levels = []
-    # From the noisiest on: where a level underflows, far from the prior's mass, that of the level before stands in.
-    for alpha, sigma in zip(noise.alpha[1:].flip(0).double(), noise.sigma[1:].flip(0).double(), strict=True):
-        kernel = (-0.5 * ((coarse[:, None] - alpha * fine) / sigma) ** 2).exp()
-        mass = kernel @ density @ kernel.T
-        first = kernel @ (density * fine[:, None]) @ kernel.T
-        second = kernel @ (density * fine) @ kernel.T
-        table = torch.where(mass[..., None] > 1e-280, torch.stack([first, second], -1) / mass[..., None], table)
-        levels.append(table)
-    return torch.stack(levels[::-1])

@@ -43,7 +43,7 @@ class HierarchicalConditional(Conditional):
         return log_auxiliary + self.latent_given(a).log_prob(z)
 
     def reverse_path(self, z: Tensor) -> Tensor:
-        return torch.stack([z, torch.randn_like(z)])
+        return torch.stack([z, gaussians.normal(z)])
 
     def log_bound(self, z: Tensor, levels: int | None = None) -> Tensor:
         return self.log_ratio(self.reverse_path(z))

@@ -1,0 +1,94 @@
+"""What a prior says of the latent behind a noised one: E[z_0 | z_t] under p(z), an input to the diffusion posterior."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from ddvi.noise import NoisingProcess
+from ddvi.priors import Prior
+from ddvi.randomness import generator
+
+
+@final
+class PriorDenoiser(nn.Module):
+    """E[z_0 | z_t] under the prior, tabulated per t on a grid and interpolated, for D = 2.
+
+        E[z_0 | z_t] = ∫ z p(z) N(z_t; α_t z, σ_t² I) dz / ∫ p(z) N(z_t; α_t z, σ_t² I) dz
+
+    by quadrature over a finer grid, where the Gaussian separates and each integral is two matrix products. Any prior
+    with a density will do. Constant beyond the grid.
+
+    Args:
+        prior: p(z) with D = 2.
+        noise: the chain.
+        cells: of the table, along each side.
+        nodes: of the quadrature, along each side.
+    """
+
+    table: Tensor
+    extent: Tensor
+
+    def __init__(self, prior: Prior, noise: NoisingProcess, cells: int = 256, nodes: int = 384) -> None:
+        super().__init__()
+        draws = prior.sample((10_000,), generator=generator(0, "extent"))
+        extent = float(draws.abs().max()) * 1.1 + 0.5
+        with torch.no_grad():
+            table = _tabulate(_density(prior, draws, extent, nodes), noise, extent, cells)
+        # As T pictures of two channels whose rows are the second coordinate, the form that `grid_sample` reads.
+        table = table.permute(0, 3, 2, 1).contiguous().to(torch.get_default_dtype())
+        self.register_buffer("table", table, persistent=False)
+        self.register_buffer("extent", torch.tensor(extent), persistent=False)
+
+    def forward(self, z_t: Tensor, t: Tensor | int | slice) -> Tensor:
+        """z_t (*, 2) at t, as in `DiffusionPosterior.predict`: (*, 2), by bilinear interpolation."""
+        position = z_t / self.extent
+        if isinstance(t, slice):
+            found = _interpolated(self.table[t.start - 1 : t.stop - 1], position.reshape(len(z_t), 1, -1, 2))
+        elif isinstance(t, int) or t.dim() == 0:
+            found = _interpolated(self.table[t - 1][None], position.reshape(1, 1, -1, 2))
+        else:
+            # Levels in any order: the third axis of one volume, read at its slices.
+            depth = (t - 1).to(z_t.dtype) * (2 / max(1, len(self.table) - 1)) - 1
+            position = torch.cat([position, depth.expand(z_t.shape[:-1]).unsqueeze(-1)], -1)
+            volume = self.table.transpose(0, 1)[None]
+            found = _interpolated(volume, position.reshape(1, 1, 1, -1, 3))
+        return found.reshape(z_t.shape)
+
+
+def _interpolated(table: Tensor, position: Tensor) -> Tensor:
+    """Tables (N, 2, …) at positions (N, …, points, dimensions) in [−1, 1] by linear interpolation: (N, points, 2)."""
+    found = nn.functional.grid_sample(table, position, padding_mode="border", align_corners=True)
+    return found.flatten(2).transpose(1, 2)
+
+
+def _density(prior: Prior, draws: Tensor, extent: float, nodes: int, boxes: int = 64) -> Tensor:
+    """p(z) up to a factor on a grid (nodes, nodes) over [−extent, extent]²; only near draws (N, 2) is it asked for."""
+    box = ((draws / extent + 1) * (0.5 * boxes)).long().clamp(0, boxes - 1)
+    near = torch.zeros(1, 1, boxes, boxes)
+    near[0, 0, box[:, 0], box[:, 1]] = 1
+    near = nn.functional.interpolate(nn.functional.max_pool2d(near, 9, 1, 4), size=(nodes, nodes))[0, 0] > 0
+    axis = torch.linspace(-extent, extent, nodes)
+    points = axis[near.nonzero()].split(1 << 16)
+    log_density = torch.full((nodes, nodes), -torch.inf, dtype=torch.float64)
+    log_density[near] = torch.cat([prior.log_prob(part).double() for part in points])
+    return (log_density - log_density.max()).exp()
+
+
+def _tabulate(density: Tensor, noise: NoisingProcess, extent: float, cells: int) -> Tensor:
+    """The table (T, cells, cells, 2) on [−extent, extent]², in double precision, of a density on a finer grid."""
+    fine = torch.linspace(-extent, extent, len(density), dtype=torch.float64)
+    coarse = torch.linspace(-extent, extent, cells, dtype=torch.float64)
+    table = torch.stack(torch.meshgrid(coarse, coarse, indexing="ij"), -1)
+    levels = []
+    # From the noisiest on: where a level underflows, far from the prior's mass, that of the level before stands in.
+    for alpha, sigma in zip(noise.alpha[1:].flip(0).double(), noise.sigma[1:].flip(0).double(), strict=True):
+        kernel = (-0.5 * ((coarse[:, None] - alpha * fine) / sigma) ** 2).exp()
+        mass = kernel @ density @ kernel.T
+        first = kernel @ (density * fine[:, None]) @ kernel.T
+        second = kernel @ (density * fine) @ kernel.T
+        table = torch.where(mass[..., None] > 1e-280, torch.stack([first, second], -1) / mass[..., None], table)
+        levels.append(table)
+    return torch.stack(levels[::-1])
