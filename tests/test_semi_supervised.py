@@ -20,9 +20,10 @@ from ddvi.labels import choose_labelled
 from ddvi.likelihoods import BernoulliLikelihood, GaussianLikelihood
 from ddvi.methods import METHODS
 from ddvi.model import LatentVariableModel
+from ddvi.networks import Dropout
 from ddvi.objectives.adversarial import Adversarial
 from ddvi.objectives.base import Batch, Labelled, Objective
-from ddvi.objectives.elbo import ELBO, ImportanceWeighted
+from ddvi.objectives.elbo import ELBO, ImportanceWeighted, cross_entropy, damped
 from ddvi.objectives.semi_supervised import SemiSupervised
 from ddvi.objectives.wake_sleep import ReweightedWakeSleep, WakeSleep
 from ddvi.objectives.warm_up import WarmUp
@@ -346,32 +347,104 @@ def test_wake_sleep_with_labels_is_its_definition(name, levels):
         assert not touches(update.loss, model.likelihood)
 
 
-def reweighted_by_hand(model, x, path, weights, label=None, dreamt=None):
-    """Of candidates (N, B): one drawn by its weight, with its label; with fantasies, their loss as well."""
-    chosen = Categorical(logits=weights.detach().T).sample()
-    z = torch.stack([path[0].flatten(0, -3)[k, n] for n, k in enumerate(chosen)]).detach()
-    label = chosen % 3 if label is None else label
-    loss = -model.likelihood(z).log_prob(x) - model.prior.log_prob(z, label)
-    if dreamt is not None:
-        x, z, label = (torch.cat(pair) for pair in zip((x, z, label), dreamt, strict=True))
-    learnt = -model.posterior(x, label).log_bound(z) - log_label(model, x).gather(1, label[:, None])[:, 0]
-    return loss + learnt[: len(loss)], learnt[len(loss) :]
+def reweighted_by_hand(model, x, label, samples):
+    """z* of K candidates given a label (B,), what it teaches, and the bound on log q(z*|x, l)."""
+    path = model.posterior(x, label).draw((samples,)).path
+    chosen = Categorical(logits=log_weight(model, x, path, label).detach().T).sample()
+    z = torch.stack([path[0][k, n] for n, k in enumerate(chosen)]).detach()
+    return z, -model.likelihood(z).log_prob(x) - model.prior.log_prob(z, label)
 
 
 @pytest.mark.usefixtures("float64")
 @posteriors
-def test_reweighted_wake_sleep_with_labels_is_its_definition(name):
+@pytest.mark.parametrize("label_rate", [1.0, 0.3, 0.0])
+def test_reweighted_wake_sleep_with_labels_is_its_definition(name, label_rate):
+    """A label by q^(1 − rate) share^rate of one draw each, then z* of six draws given it."""
     model, batch = make_model(name), make_batch()
-    (update,) = losses(ReweightedWakeSleep(samples=6, sleep_weight=0.3), model, batch)
-    dreamt = model.fantasise(7)
-    path = draw_all_labels(model, batch.x, 2).path  # two of each label make six
-    weights = torch.stack([log_weight(model, batch.x, path[..., i, :, :], torch.tensor([i])) for i in range(3)], 1)
-    unlabelled, sleep = reweighted_by_hand(model, batch.x, path, weights.flatten(0, 1), dreamt=dreamt)
+    (update,) = losses(ReweightedWakeSleep(samples=6, sleep_weight=0.3, label_rate=label_rate), model, batch)
+    dream_x, dream_z, dream_label = model.fantasise(7)
+    share = torch.stack(each_label(model, batch.x, 1))[:, 0].detach().softmax(0)
+    log_q = log_label(model, batch.x).T
+    target = log_q.detach().exp() ** (1 - label_rate) * share**label_rate
+    target = target / target.sum(0)
+    label = Categorical(logits=target.log().T).sample()
+    z, unlabelled = reweighted_by_hand(model, batch.x, label, 6)
+    pairs = (torch.cat(pair) for pair in ((batch.x, dream_x), (label, dream_label), (z, dream_z)))
+    both_x, both_label, both_z = pairs
+    wake, sleep = (-model.posterior(both_x, both_label).log_bound(both_z)).split(7)
+    unlabelled = unlabelled + wake - (target * log_q).sum(0)
+    sleep = sleep - log_label(model, dream_x).gather(1, dream_label[:, None])[:, 0]
     x, label = batch.labelled.x, batch.labelled.label
-    path = model.posterior(x, label).draw((6,)).path
-    labelled, _ = reweighted_by_hand(model, x, path, log_weight(model, x, path, label), label)
-    assert_loss(update, unlabelled + 0.3 * sleep + labelled + WEIGHT * classification(model, batch.labelled))
+    z, labelled = reweighted_by_hand(model, x, label, 6)
+    labelled = labelled - model.posterior(x, label).log_bound(z)
+    by_hand = unlabelled + 0.3 * sleep + labelled + (WEIGHT + 1) * classification(model, batch.labelled)
+    assert_loss(update, by_hand)
     assert [term for term in update.terms if "sleep" in term] == ["sleep"], "fantasies once"
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_small_label_rate_takes_that_much_of_the_bounds_gradient():
+    """ELBO: exactly, with the bound itself unchanged. Learning the damped target: to first order."""
+    model, batch = make_model("gaussian"), make_batch()
+    shares = torch.stack(each_label(model, batch.x, 1))[:, 0].detach()
+
+    def gradient(loss):
+        return torch.autograd.grad(loss.mean(), model.classifier.weight, retain_graph=True)[0]
+
+    torch.manual_seed(5)
+    whole = ELBO().loss(model, batch.x)[0]
+    torch.manual_seed(5)
+    damped_loss = ELBO(label_rate=0.01).loss(model, batch.x)[0]
+    torch.testing.assert_close(damped_loss, whole)
+    torch.testing.assert_close(gradient(damped_loss), 0.01 * gradient(whole))
+    view = model.view(batch.x)
+    bound = -view.average(shares - view.log_label)
+    target = damped(view, shares, 1e-6).exp()
+    torch.testing.assert_close(gradient(cross_entropy(view, target)) / 1e-6, gradient(bound), atol=1e-4, rtol=1e-4)
+
+
+def make_dropping_model():
+    model = make_model("gaussian")
+    model.posterior.encoder = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), Dropout(0.5))
+    return model
+
+
+@pytest.mark.usefixtures("float64")
+def test_only_where_labels_are_learnt_are_units_dropped():
+    """Bounds by hand with all units; q(l|x) with half of them, agreeing with the whole without a label."""
+    model, batch = make_dropping_model(), make_batch()
+    objective = SemiSupervised(ELBO(2), WEIGHT, agreement_weight=3.0, dropout=True)
+    torch.manual_seed(3)
+    (update,) = objective.updates(model, batch)
+    assert model.posterior.encoder[-1].training, "as it was before"
+    torch.manual_seed(3)
+    model.eval()
+    whole = log_label(model, batch.x).exp().detach()
+    bounds = elbo_by_hand(model, batch, 2, 1.0) - WEIGHT * classification(model, batch.labelled)
+    model.train()
+    learnt = log_label(model, torch.cat([batch.labelled.x, batch.x]))
+    own = -learnt[:7].gather(1, batch.labelled.label[:, None])[:, 0]
+    agreement = -(whole * learnt[7:]).sum(1)
+    assert_loss(update, bounds + WEIGHT * own + 3.0 * agreement)
+    assert touches(update.terms["agreement"], model.classifier)
+
+
+@pytest.mark.usefixtures("float64")
+def test_an_adversarial_encoder_learns_labels_too():
+    """Its q(l|x) is p(l) p(z|l) / Σ_k p(k) p(z|k) at the encoded z, in the update of the encoder."""
+    posterior, judge = ImplicitPosterior(nn.Linear(5, 6), 2), nn.Sequential(nn.Linear(6, 1), nn.Flatten(0))
+    likelihood = BernoulliLikelihood(nn.Linear(2, 5), torch.Size([5]))
+    model = LatentVariableModel(make_prior("gaussian_mixture", 2, 3), likelihood, posterior, discriminator=judge)
+    batch = make_batch()
+    torch.manual_seed(3)
+    plain = list(Adversarial(weight=3.0).updates(model, batch))
+    torch.manual_seed(3)
+    both = list(SemiSupervised(Adversarial(weight=3.0), WEIGHT).updates(model, batch))
+    torch.testing.assert_close(both[0].loss, plain[0].loss)
+    z = posterior(batch.labelled.x).draw().z
+    log_part = model.prior.log_prob(z[:, None], torch.arange(3)).log_softmax(-1)
+    own = -log_part.gather(1, batch.labelled.label[:, None])[:, 0]
+    assert_loss(both[1], plain[1].loss + WEIGHT * own)
 
 
 @pytest.mark.usefixtures("float64")

@@ -16,7 +16,7 @@ from ddvi.errors import InputError
 from ddvi.methods import METHODS
 from ddvi.model import LatentVariableModel
 from ddvi.objectives.adversarial import Adversarial
-from ddvi.objectives.base import DataObjective, Objective
+from ddvi.objectives.base import Objective
 from ddvi.objectives.elbo import ELBO, ImportanceWeighted
 from ddvi.objectives.semi_supervised import SemiSupervised
 from ddvi.objectives.wake_sleep import ReweightedWakeSleep, WakeSleep
@@ -132,16 +132,17 @@ def make_objective(settings: Settings) -> Objective:
     """The objective that the settings describe."""
     bound: dict[str, Any] = {name: getattr(settings, name) for name in ("kl_weight", "kl_rise", "prior_weight")}
     levels = settings.sleep_levels or None
-    elbo = ELBO(settings.samples, **bound, path_gradient=settings.path_gradient)
+    rate = settings.label_rate
+    elbo = ELBO(settings.samples, **bound, path_gradient=settings.path_gradient, label_rate=rate)
     match settings.objective:
         case "elbo":
             return elbo
         case "importance_weighted":
-            return ImportanceWeighted(settings.samples, **bound)
+            return ImportanceWeighted(settings.samples, **bound, label_rate=rate)
         case "wake_sleep":
             return WakeSleep(elbo, settings.sleep_steps, settings.sleep_weight, levels)
         case "reweighted_wake_sleep":
-            return ReweightedWakeSleep(settings.samples, settings.sleep_weight, levels)
+            return ReweightedWakeSleep(settings.samples, settings.sleep_weight, levels, rate)
         case "adversarial":
             return Adversarial(settings.adversarial_weight)
         case other:
@@ -153,10 +154,8 @@ def make_phases(settings: Settings) -> list[Phase]:
     first: Objective = WarmUp(settings.warmup_kl_weight)
     objective = make_objective(settings)
     if settings.semi_supervised:
-        first, objective = (
-            SemiSupervised(each, settings.classifier_weight) if isinstance(each, DataObjective) else each
-            for each in (first, objective)
-        )
+        learning = (settings.classifier_weight, settings.agreement_weight, settings.label_dropout > 0)
+        first, objective = (SemiSupervised(each, *learning) for each in (first, objective))
     warm, frozen = settings.warmup, settings.freeze_decoder
     phases = [
         Phase(warm, first),
@@ -180,7 +179,8 @@ def _networks(kind: str, settings: Settings, observations: Observations) -> tupl
         decoder: nn.Module = networks.ConvolutionalDecoder(settings.latent_size, event_shape, size)
     else:
         shape = torch.Size((*event_shape, categories)) if categories else event_shape
-        encoder = networks.DenseEncoder(math.prod(shape), size, settings.dropout)
+        dropout = (settings.semi_supervised and settings.label_dropout) or settings.dropout
+        encoder = networks.DenseEncoder(math.prod(shape), size, dropout)
         decoder = networks.DenseDecoder(settings.latent_size, shape, size, settings.dropout)
     if categories:
         encoder = networks.TransformedEncoder(networks.OneHot(categories), encoder)

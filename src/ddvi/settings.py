@@ -66,6 +66,15 @@ class Settings:
     semi_supervised: bool = setting(False, "learn from n_labels labels too; said by _semi behind a method's name")
     n_labels: int = setting(0, "labels that a semi-supervised run may see; 0 takes all that are known", minimum=0)
     classifier_weight: float = setting(50.0, "semi-supervised: weight of log q(l|x) of labelled examples", minimum=0)
+    agreement_weight: float = setting(
+        0.0, "semi-supervised: weight of agreeing with oneself under label_dropout", minimum=0
+    )
+    label_dropout: float = setting(
+        0.0, "semi-supervised: dropout in a dense encoder where q(l|x) learns; 0 takes dropout", minimum=0, maximum=0.9
+    )
+    label_rate: float = setting(
+        1.0, "semi-supervised: how far q(l|x) goes towards the decoder's verdict at once", minimum=0, maximum=1
+    )
     objective: str = setting(
         "auto", "what training maximises; auto takes the method's own", choices=("auto", *OBJECTIVES)
     )
@@ -230,7 +239,8 @@ def _layers(dataset: str, method: str, semi: bool, values: Mapping[str, Any]) ->
     for name in {"warmup", "freeze_decoder"} & set(layers):
         layers[name] = layers[name] * values.get("epochs", epochs) // epochs  # the same share of a shorter training
     if semi:
-        layers |= {"semi_supervised": True, "n_labels": N_LABELS.get(dataset, 0)}
+        own = METHODS[method].semi if values.get("preset", "default") == "default" else {}
+        layers |= {"semi_supervised": True, "n_labels": N_LABELS.get(dataset, 0), **own}
     objective = values.get("objective", layers.get("objective", "auto"))
     objective = METHODS[method].objective if objective == "auto" else objective
     return OBJECTIVE_DEFAULTS.get(objective, {}) | layers, objective

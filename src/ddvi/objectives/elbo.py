@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
+import torch
 from torch import Tensor
 
 from ddvi.model import LatentVariableModel, View, Weights
@@ -36,10 +37,34 @@ def bound_terms(view: View, weights: Weights) -> dict[str, Tensor]:
     return terms
 
 
-def negative_elbo(view: View, weights: Weights, kl_weight: float, prior_weight: float = 1.0) -> Tensor:
-    """−ELBO (B,), summed over labels where the view says so; weights are (K, *labels, B)."""
+def negative_elbo(
+    view: View, weights: Weights, kl_weight: float, prior_weight: float = 1.0, label_rate: float = 1.0
+) -> Tensor:
+    """−ELBO (B,), summed over labels where the view says so; weights are (K, *labels, B).
+
+    Of the gradient of q(l|x) `label_rate` is taken, which leaves the value as it is.
+    """
     loss = -weights.log_weight(kl_weight, prior_weight).mean(0)
-    return loss if view.log_label is None or not view.summed else view.average(loss + kl_weight * view.log_label)
+    if view.log_label is None or not view.summed:
+        return loss
+    log_label = torch.lerp(view.log_label.detach(), view.log_label, label_rate)
+    return view._replace(log_label=log_label).average(loss + kl_weight * log_label)
+
+
+def damped(view: View, log_share: Tensor, label_rate: float) -> Tensor:
+    """log r(l|x) (C, B), r ∝ q(l|x)^(1 − label_rate) · share^label_rate, without gradient.
+
+    A step of mirror descent on KL( q(l|x) ‖ share ): to first order in `label_rate`, learning r takes that much of the
+    gradient of the evidence lower bound.
+    """
+    assert view.log_label is not None
+    return torch.lerp(view.log_label.detach(), log_share.detach(), label_rate).log_softmax(0)
+
+
+def cross_entropy(view: View, target: Tensor) -> Tensor:
+    """−Σ_l target_l log q(l|x) (B,), of a view that sums over labels."""
+    assert view.log_label is not None
+    return -(target * view.log_label).sum(0)
 
 
 def risen(kl_weight: float, kl_rise: float, progress: float) -> float:
@@ -59,6 +84,7 @@ class ELBO(DataObjective):
         prior_weight: weight of log p(z), and of log p(l), beside the rest of the divergence; 1 is the bound.
         path_gradient: score log q with parameters held fixed, so that its gradient comes through the draw alone; lower
             variance near the optimum (Roeder et al. 2017; Tucker et al. 2019).
+        label_rate: how much of the gradient q(l|x) takes, see `negative_elbo`.
     """
 
     samples: int = 1
@@ -66,6 +92,7 @@ class ELBO(DataObjective):
     kl_rise: float = 0.0
     prior_weight: float = 1.0
     path_gradient: bool = False
+    label_rate: float = 1.0
 
     def loss(
         self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float = 1.0
@@ -76,7 +103,8 @@ class ELBO(DataObjective):
             draw = draw._replace(log_ratio=model.posterior.stopped_log_ratio(view.features, draw.path))
         weights = model.weigh(x, draw, view.label)
         kl_weight = risen(self.kl_weight, self.kl_rise, progress)
-        return negative_elbo(view, weights, kl_weight, self.prior_weight), bound_terms(view, weights)
+        loss = negative_elbo(view, weights, kl_weight, self.prior_weight, self.label_rate)
+        return loss, bound_terms(view, weights)
 
     def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
         yield data_update(self, model, batch)
@@ -95,12 +123,14 @@ class ImportanceWeighted(DataObjective):
         kl_weight: as in `ELBO`.
         kl_rise: as in `ELBO`.
         prior_weight: as in `ELBO`.
+        label_rate: how far q(l|x) goes towards these shares at once, see `damped`.
     """
 
     samples: int = 8
     kl_weight: float = 1.0
     kl_rise: float = 0.0
     prior_weight: float = 1.0
+    label_rate: float = 1.0
 
     def loss(
         self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float = 1.0
@@ -112,8 +142,7 @@ class ImportanceWeighted(DataObjective):
         terms = bound_terms(view, weights)
         if view.log_label is None or not view.summed:
             return -bound, terms
-        shares = bound.detach().softmax(0)
-        terms["classification"] = -(shares * view.log_label).sum(0)
+        terms["classification"] = cross_entropy(view, damped(view, bound, self.label_rate).exp())
         return terms["classification"] - bound.logsumexp(0), terms
 
     def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:

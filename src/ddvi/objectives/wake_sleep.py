@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ddvi.model import Fantasies, LatentVariableModel, View
 from ddvi.objectives.base import Batch, DataObjective, Update, data_update
-from ddvi.objectives.elbo import ELBO, bound_terms
+from ddvi.objectives.elbo import ELBO, bound_terms, cross_entropy, damped
 from ddvi.randomness import sample
 
 
@@ -68,18 +68,21 @@ class ReweightedWakeSleep(DataObjective):
 
     K draws (z_k, a_k) ~ q(z, a | x) are weighted by p_θ(x, z) r(a|z) / q(z, a|x) and one z* is resampled: in the limit
     of large K a draw from p_θ(z|x). The decoder is trained on log p_θ(x|z*), the posterior on its bound of log q(z*|x),
-    plus `sleep_weight` times the same bound on fantasies. Where labels are summed over, the draws of all labels
-    compete, and the resampled one brings its label l*: the classifier learns log q(l*|x).
+    plus `sleep_weight` times the same bound on fantasies. Where labels are summed over, a draw for each label competes
+    first, l* ~ r(l|x) ∝ q(l|x)^(1 − label_rate) p̂(l|x)^label_rate, with p̂ the labels' shares of the
+    weights, then K draws given l* for z*. The classifier learns all of r, not only the label that was drawn.
 
     Args:
-        samples: K; where labels are summed over, as many in all, at least one for each.
+        samples: K.
         sleep_weight: weight of the sleep term.
         levels: terms of the chain drawn per example; all if None.
+        label_rate: how far q(l|x) goes towards p̂(l|x) at once; where it comes to rest doesn't depend on it.
     """
 
     samples: int = 8
     sleep_weight: float = 0.3
     levels: int | None = None
+    label_rate: float = 1.0
 
     def loss(
         self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float = 1.0
@@ -89,29 +92,37 @@ class ReweightedWakeSleep(DataObjective):
         # Data and fantasies go through the encoder, and later through the posterior, together.
         features = model.posterior.encode(x if fantasies is None else torch.cat([x, fantasies.x]))
         view = model.view_of(features[:count], label)
-        samples = max(1, self.samples // len(view.features)) if view.summed else self.samples
+        classification = -view.log_label if view.log_label is not None else None
+        if view.summed:
+            target = self._weigh_labels(model, x, view)
+            classification = cross_entropy(view, target.exp())
+            view = _told(view, _drawn(target))
         with torch.no_grad():
-            draw = model.posterior.condition(view.features.detach()).draw((samples,))
+            draw = model.posterior.condition(view.features.detach()).draw((self.samples,))
             weights = model.weigh(x, draw, view.label)
-            log_weight = weights.log_weight().flatten(0, -2)
-            chosen = sample(torch.distributions.Categorical(logits=log_weight.T, validate_args=False))
-            z = _take(draw.z.flatten(0, -3), chosen)
+            z = _take(draw.z, _drawn(weights.log_weight()))
             terms = bound_terms(view, weights)
-        view = _told(view, chosen) if view.summed else view
+        if classification is not None:
+            terms["classification"] = classification
         known, pairs = view.features, z
         dream = None if fantasies is None else (model.view_of(features[count:], fantasies.label), fantasies.z)
         if dream:
             known, pairs = torch.cat([known, dream[0].features]), torch.cat([pairs, dream[1]])
         learnt = -model.posterior.condition(known).log_bound(pairs, self.levels)
         terms |= {"resampled_reconstruction": -model.likelihood.log_prob(x, z), "wake": learnt[:count]}
-        log_prior = model.prior.log_prob(z, view.label)
-        loss = terms["resampled_reconstruction"] - log_prior + _with_label(view, terms["wake"])
-        if view.log_label is not None:
-            terms["classification"] = -view.log_label
+        loss = terms["resampled_reconstruction"] - model.prior.log_prob(z, view.label) + terms["wake"]
+        if classification is not None:
+            loss = loss + classification
         if dream:
             terms["sleep"] = _with_label(dream[0], learnt[count:])
             loss = loss + self.sleep_weight * terms["sleep"]
         return loss, terms
+
+    @torch.no_grad()
+    def _weigh_labels(self, model: LatentVariableModel, x: Tensor, view: View) -> Tensor:
+        """log r(l|x), (C, B), with p̂ from one draw given each label."""
+        draw = model.posterior.condition(view.features).draw((1,))
+        return damped(view, model.weigh(x, draw, view.label).log_weight()[0], self.label_rate)
 
     def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
         yield data_update(self, model, batch)
@@ -122,13 +133,17 @@ def _with_label(view: View, loss: Tensor) -> Tensor:
     return loss if view.log_label is None else loss - view.log_label
 
 
+def _drawn(logits: Tensor) -> Tensor:
+    """One of N candidates for each column of (N, B): (B,)."""
+    return sample(torch.distributions.Categorical(logits=logits.T, validate_args=False))
+
+
 def _take(values: Tensor, chosen: Tensor) -> Tensor:
     """Of values (N, B, F) the chosen one (B,) of each column: (B, F)."""
     return values.gather(0, chosen[None, :, None].expand(1, -1, values.shape[-1]))[0]
 
 
-def _told(view: View, chosen: Tensor) -> View:
-    """A view that sums over labels, told which candidate (B,) of its labels, draw by draw, was resampled."""
+def _told(view: View, label: Tensor) -> View:
+    """A view that sums over labels, told one for each example (B,)."""
     assert view.log_label is not None
-    label = chosen % len(view.log_label)
     return View(_take(view.features, label), label, view.log_label.gather(0, label[None])[0])
