@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from ddvi import data, evaluation, runs
 from ddvi.arithmetic import processor
-from ddvi.composition import build_model, make_phases, observe
+from ddvi.composition import build_model, make_schedule, observe
 from ddvi.folders import read_config
 from ddvi.labels import choose_labelled
 from ddvi.networks import DenseEncoder
@@ -37,7 +37,8 @@ from ddvi.objectives.base import Labelled
 from ddvi.preprocessing import Binarise
 from ddvi.randomness import seeded
 from ddvi.settings import SEMI, Settings, resolve
-from ddvi.training import Schedule, Trainer
+from ddvi.tables import interval
+from ddvi.training import Trainer
 
 METHODS = ("vae", "iaf_vae", "aae", "ddvi")
 PRIORS = ("pinwheel", "swiss_roll", "less_noisy_square")
@@ -54,8 +55,6 @@ CLASSIFIER = {"lr": 3e-3, "steps": 800.0, "dropout": 0.5}
 """Chosen by `--search`, as the methods' settings were."""
 HELD_OUT = 1 / 3
 """Share of the labels that a search holds out."""
-# Two-sided 95% quantiles of Student's t, by the number of seeds.
-QUANTILES = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,12 +112,6 @@ def train_classifier(labelled: Labelled, settings: Settings, lr: float, steps: f
     return network.eval()
 
 
-def binarised_test(dataset: data.Dataset) -> Tensor:
-    """The test set, binarised once, as a run is evaluated on it."""
-    with seeded(0, "test set"):
-        return torch.cat([Binarise(255.0)(part) for part in dataset.test_x.split(1000)])
-
-
 def measure(settings: Settings, folder: Path) -> dict[str, Any]:
     """What a run, or the classifier, is worth; kept in `folder` once it is known."""
     file = folder / "study.json"
@@ -131,7 +124,7 @@ def measure(settings: Settings, folder: Path) -> dict[str, Any]:
         metrics = runs.train(settings)
         _, _, model = runs.load_run(folder)
         dataset, classify = Examples.of(settings).dataset, model.classify
-        x = evaluation.prepared(model, dataset.test_x)
+        x = evaluation.prepared(model.preprocessing, dataset.test_x)
         found: dict[str, Any] = {
             "log_likelihood": metrics["log_likelihood"],
             "log_likelihood_examples": metrics["test_examples"],
@@ -143,7 +136,7 @@ def measure(settings: Settings, folder: Path) -> dict[str, Any]:
         }
     else:
         examples = Examples.of(settings)
-        dataset, x = examples.dataset, binarised_test(examples.dataset)
+        dataset, x = examples.dataset, evaluation.prepared(Binarise(255.0), examples.dataset.test_x)
         classify = train_classifier(examples.labelled, settings, **CLASSIFIER)
         found = {"seconds": time.monotonic() - started}
     assert dataset.test_y is not None
@@ -163,27 +156,18 @@ def search(settings: Settings, options: dict[str, float]) -> float:
     else:
         with seeded(settings.seed, "model"):
             model = build_model(settings, observe(examples.dataset, settings), examples.x)
-        schedule = Schedule(
-            tuple(make_phases(settings)),
-            settings.batch_size,
-            settings.lr,
-            settings.schedule,
-            settings.clip_norm,
-            settings.seed,
-        )
-        Trainer(model, schedule, examples.x, labelled=examples.labelled).fit()
+        Trainer(model, make_schedule(settings), examples.x, labelled=examples.labelled).fit()
         classify = model.classify
     with seeded(settings.seed, "held out"):
         return accuracy(classify, Binarise(255.0)(held_out.x), held_out.label)
 
 
-def interval(values: Sequence[float], digits: int, scale: float = 1.0) -> str:
+def cell(values: Sequence[float], digits: int, scale: float = 1.0) -> str:
     """Mean and half width of the 95% t-interval."""
-    values = [scale * value for value in values]
-    if len(values) < 2:
-        return f"{values[0]:.{digits}f}" if values else ""
-    half = QUANTILES[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{statistics.mean(values):.{digits}f} ± {half:.{digits}f}"
+    if not values:
+        return ""
+    mean, half_width = interval([scale * value for value in values])
+    return f"{mean:.{digits}f}" + (f" ± {half_width:.{digits}f}" if len(values) > 1 else "")
 
 
 def table(found: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
@@ -195,7 +179,7 @@ def table(found: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
     columns = (("accuracy", 2, 100), ("log_likelihood", 1, 1), ("knn_accuracy", 1, 100), ("calibration_error", 3, 1))
     for (prior, method), results in found.items():
         cells = [
-            interval([result[name] for result in results if name in result], digits, scale)
+            cell([result[name] for result in results if name in result], digits, scale)
             for name, digits, scale in columns
         ]
         seconds = f"{statistics.mean(result['seconds'] for result in results):.0f}"
@@ -210,7 +194,7 @@ def differences(found: dict[tuple[str, str], list[dict[str, Any]]], prior: str) 
     for (where, method), results in found.items():
         if method != "ddvi" and where in (prior, "") and len(results) == len(ours) > 1:
             paired = [a["accuracy"] - b["accuracy"] for a, b in zip(ours, results, strict=True)]
-            lines.append(f"* ddvi − {method}: {interval(paired, 2, 100)} points")
+            lines.append(f"* ddvi − {method}: {cell(paired, 2, 100)} points")
     if not lines:
         return ""
     return "\n".join(["", f"Paired differences in accuracy on {prior}, over seeds:", "", *lines]) + "\n"

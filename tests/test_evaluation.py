@@ -174,7 +174,7 @@ def test_exact_evidence_of_the_model_is_what_evaluation_reports(small):
     data = dataset()
     model = compose(data, "aae")
     metrics = evaluate(model, data, quick=True)
-    x = prepared(model, data.test_x[:60])
+    x = prepared(model.preprocessing, data.test_x[:60])
     assert set(x.unique().tolist()) == {0.0, 1.0}
     expected = exact_log_likelihood(model.prior, model.likelihood, x, nodes=20_000).log_likelihood
     assert metrics["log_likelihood"] == pytest.approx(expected.mean().item(), abs=0.01)
@@ -423,9 +423,9 @@ def test_test_data_is_drawn_once_for_every_seed():
     data = dataset()
     model = compose(data)
     with seeded(1):
-        first = prepared(model, data.test_x)
+        first = prepared(model.preprocessing, data.test_x)
     with seeded(2):
-        second = prepared(model, data.test_x)
+        second = prepared(model.preprocessing, data.test_x)
     assert torch.equal(first, second)
     assert not torch.equal(first, model.preprocessing(data.test_x))
 

@@ -276,7 +276,7 @@ def test_mnist(name):
         phases = (Phase(1, make_objective(settings)),)
         Trainer(model, Schedule(phases, batch_size=50, lr=2e-3), dataset.train_x).fit()
         model.eval()
-        x = prepared(model, dataset.test_x[:300])
+        x = prepared(model.preprocessing, dataset.test_x[:300])
         found = exact_log_likelihood(model.prior, model.likelihood, x, nodes=QUICK_NODES)
         double = exact_log_likelihood(model.prior, model.likelihood, x, nodes=2 * QUICK_NODES)
         with torch.no_grad():

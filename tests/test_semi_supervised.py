@@ -470,6 +470,15 @@ def test_warm_up_with_labels_is_the_bound_of_the_simpler_chain():
     assert sleep.children == ("posterior",)
 
 
+def test_batches_of_the_papers_preset_fit_few_examples():
+    """Its semi-supervised default of 1,024 is a default too: it gives way to the data, a user's own doesn't."""
+    given = {"preset": "paper"}
+    settings = resolve("mnist_semi", "ddvi_semi", "pinwheel", given)
+    assert runs.fit_to_size(settings, 500).batch_size == 450
+    settings = resolve("mnist_semi", "ddvi_semi", "pinwheel", given | {"batch_size": "600"})
+    assert runs.fit_to_size(settings, 500).batch_size == 600
+
+
 def test_every_phase_learns_from_labels():
     settings = resolve("mnist_semi", "diff_vae_warmup_semi", "pinwheel", {"preset": "paper"})
     phases = make_phases(settings)

@@ -136,3 +136,12 @@ def test_a_study_gives_every_method_the_same_passes() -> None:
     assert (
         resolve("digits", "vae", "pinwheel", {"preset": "study"}).epochs == resolve("digits", "vae", "pinwheel").epochs
     )
+
+
+def test_the_studys_preset_keeps_what_labels_need_and_the_papers_does_not() -> None:
+    usual, study, paper = (
+        resolve("mnist_semi", "ddvi_semi", "pinwheel", {"preset": preset}) for preset in ("default", "study", "paper")
+    )
+    assert (study.label_rate, study.agreement_weight) == (usual.label_rate, usual.agreement_weight)
+    assert usual.label_rate < 1
+    assert (paper.label_rate, paper.agreement_weight, paper.label_dropout) == (1, 0, 0)

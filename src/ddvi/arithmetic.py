@@ -60,7 +60,7 @@ def _keep_memory() -> None:
 
     It concerns speed alone, and there is no way back: glibc doesn't tell what held before.
     """
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another system
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_MMAP_THRESHOLD, 1 << 30)
         mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)

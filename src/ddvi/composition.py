@@ -23,7 +23,7 @@ from ddvi.objectives.wake_sleep import ReweightedWakeSleep, WakeSleep
 from ddvi.objectives.warm_up import WarmUp
 from ddvi.priors import make_prior
 from ddvi.settings import Settings
-from ddvi.training import Phase
+from ddvi.training import Phase, Schedule
 
 _IMAGE_SCALE = 0.25  # about the standard deviation of pixels in [0, 1], where a learned scale starts
 
@@ -151,7 +151,7 @@ def make_objective(settings: Settings) -> Objective:
 
 def make_phases(settings: Settings) -> list[Phase]:
     """Training from its first to its last epoch: warm-up, a frozen decoder, then everything."""
-    first: Objective = WarmUp(settings.warmup_kl_weight)
+    first: Objective = WarmUp(settings.warmup_kl_weight, label_rate=settings.label_rate)
     objective = make_objective(settings)
     if settings.semi_supervised:
         learning = (settings.classifier_weight, settings.agreement_weight, settings.label_dropout > 0)
@@ -163,6 +163,18 @@ def make_phases(settings: Settings) -> list[Phase]:
         Phase(settings.epochs - warm - frozen, objective),
     ]
     return [phase for phase in phases if phase.epochs > 0]
+
+
+def make_schedule(settings: Settings) -> Schedule:
+    """How training proceeds."""
+    return Schedule(
+        tuple(make_phases(settings)),
+        settings.batch_size,
+        settings.lr,
+        settings.schedule,
+        settings.clip_norm,
+        settings.seed,
+    )
 
 
 def _suits_convolutions(event_shape: torch.Size) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ddvi.data import Dataset
 from ddvi.evidence import exact_log_likelihood
 from ddvi.model import LatentVariableModel
-from ddvi.preprocessing import Dequantise
+from ddvi.preprocessing import Dequantise, Preprocessing
 from ddvi.priors import Prior, as_prior
 from ddvi.randomness import derive_seed, generator, seeded
 
@@ -89,7 +89,7 @@ def evaluate(
     model.eval()
     with torch.no_grad(), seeded(seed, "evaluation"):
         raw = _on_device(model, dataset.test_x[: effort.examples])
-        x = prepared(model, raw)
+        x = prepared(model.preprocessing, raw)
         metrics: dict[str, Any] = {"test_examples": len(x)}
         if model.posterior.has_density:
             tell("evidence lower bound")
@@ -112,10 +112,10 @@ def evaluate(
     return metrics
 
 
-def prepared(model: LatentVariableModel, raw: Tensor) -> Tensor:
+def prepared(preprocessing: Preprocessing, raw: Tensor) -> Tensor:
     """Observations from raw test data (N, *event): what is random in them is drawn once and for all."""
     with seeded(_FIXED_SEED, "test set"):
-        return torch.cat([model.preprocessing(part) for part in raw.split(_CHUNK)])
+        return torch.cat([preprocessing(part) for part in raw.split(_CHUNK)])
 
 
 @torch.no_grad()

@@ -80,7 +80,7 @@ def draw_all(
     device = next(model.parameters()).device
     guess = prior_label = None
     with seeded(settings.seed, "figures"):
-        pieces = prepared(model, dataset.test_x[:_MOST_POINTS].to(device)).split(1000)
+        pieces = prepared(model.preprocessing, dataset.test_x[:_MOST_POINTS].to(device)).split(1000)
         z = torch.cat([model.latent(x).cpu() for x in pieces])
         count, label = max(len(z), 2000), None
         if semi:

@@ -106,7 +106,7 @@ class Neighbourhoods:
 
 
 def log_mixture(z: Tensor, blocks: Iterator[Block]) -> Tensor:
-    """(N,) for z (N, 2), which the blocks make up."""
+    """log Σ_j exp( log w_j − |z − n_j|² ), (N,), of z (N, 2) over the nodes that the blocks hold each z against."""
     value: Any = _LogMixture.apply(z, blocks)
     return value
 

@@ -17,7 +17,7 @@ from ddvi.catalogue import DATASETS
 from ddvi.devices import choose_device, is_first, launched, make_fabric, part_ways
 from ddvi.errors import check_name
 from ddvi.folders import CHECKPOINT, HISTORY, METRICS, WEIGHTS
-from ddvi.settings import FIELDS, FREE_ON_RESUME, Settings, convert, resolve
+from ddvi.settings import FIELDS, FREE_ON_RESUME, SEMI, Settings, convert, resolve
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -70,9 +70,9 @@ def _train(
     import torch
 
     from ddvi import checkpoint, data
-    from ddvi.composition import build_model, make_phases, observe
+    from ddvi.composition import build_model, make_schedule, observe
     from ddvi.randomness import seeded
-    from ddvi.training import Schedule, Trainer
+    from ddvi.training import Trainer
 
     folder, say = settings.folder, listener.message if listener else _silent
     if fabric.world_size > 1:  # each has measured which path is the fastest, and all must take the same
@@ -97,15 +97,8 @@ def _train(
         say(f"{len(labelled.label)} labels are seen")
     with seeded(settings.seed, "model"):
         model = build_model(settings, observations, train_x)
-    schedule = Schedule(
-        tuple(make_phases(settings)),
-        fitted.batch_size,
-        settings.lr,
-        settings.schedule,
-        settings.clip_norm,
-        settings.seed,
-    )
     watcher = _HistoryWriter(folder, listener)
+    schedule = make_schedule(fitted)
     trainer = Trainer(model, schedule, train_x, validation_x, folder / CHECKPOINT, fabric, watcher, labelled)
     watcher.trainer = trainer
     if not resume and fabric.is_global_zero:
@@ -287,7 +280,8 @@ def arithmetic(settings: Settings) -> AbstractContextManager[str]:
 def fit_to_size(settings: Settings, count: int) -> Settings:
     """Default `validation` and `batch_size` made to fit `count` training examples; what the user set stays."""
     named = settings.dataset if settings.dataset in DATASETS else "mnist"  # which has the general defaults
-    default = resolve(named, settings.method, settings.prior, {"preset": settings.preset})
+    suffix = SEMI * settings.semi_supervised
+    default = resolve(named + suffix, settings.method + suffix, settings.prior, {"preset": settings.preset})
     changes: dict[str, int] = {}
     if settings.validation == default.validation and settings.validation > count // 10:
         changes["validation"] = count // 10

@@ -21,10 +21,10 @@ OBJECTIVE_DEFAULTS: dict[str, dict[str, Any]] = {
 _BOUND = ("samples", "kl_weight", "kl_rise", "prior_weight")
 _SLEEP = ("sleep_weight", "sleep_levels")
 OBJECTIVE_SETTINGS: dict[str, tuple[str, ...]] = {
-    "elbo": (*_BOUND, "path_gradient"),
-    "importance_weighted": _BOUND,
-    "wake_sleep": (*_BOUND, "path_gradient", *_SLEEP, "sleep_steps"),
-    "reweighted_wake_sleep": ("samples", *_SLEEP),
+    "elbo": (*_BOUND, "label_rate", "path_gradient"),
+    "importance_weighted": (*_BOUND, "label_rate"),
+    "wake_sleep": (*_BOUND, "label_rate", "path_gradient", *_SLEEP, "sleep_steps"),
+    "reweighted_wake_sleep": ("samples", "label_rate", *_SLEEP),
     "adversarial": ("adversarial_weight",),
 }
 """What each objective reads of the settings that are an objective's."""
@@ -239,7 +239,7 @@ def _layers(dataset: str, method: str, semi: bool, values: Mapping[str, Any]) ->
     for name in {"warmup", "freeze_decoder"} & set(layers):
         layers[name] = layers[name] * values.get("epochs", epochs) // epochs  # the same share of a shorter training
     if semi:
-        own = METHODS[method].semi if values.get("preset", "default") == "default" else {}
+        own = {} if preset == "paper" else METHODS[method].semi
         layers |= {"semi_supervised": True, "n_labels": N_LABELS.get(dataset, 0), **own}
     objective = values.get("objective", layers.get("objective", "auto"))
     objective = METHODS[method].objective if objective == "auto" else objective

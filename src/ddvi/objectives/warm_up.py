@@ -31,18 +31,20 @@ class WarmUp(DataObjective):
         kl_weight: as in `ELBO`.
         sleep_steps: denoising steps per step on data.
         levels: terms of the chain drawn per prior draw; all if None.
+        label_rate: as in `ELBO`.
     """
 
     kl_weight: float = 1.0
     sleep_steps: int = 1
     levels: int | None = 1
+    label_rate: float = 1.0
 
     def loss(
         self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float = 1.0
     ) -> tuple[Tensor, dict[str, Tensor]]:
         view = model.view(x, label)
         weights = model.weigh(x, _diffusion(model).without_context(view.features).draw((1,)), view.label)
-        return negative_elbo(view, weights, self.kl_weight), bound_terms(view, weights)
+        return negative_elbo(view, weights, self.kl_weight, label_rate=self.label_rate), bound_terms(view, weights)
 
     def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
         posterior = _diffusion(model)
