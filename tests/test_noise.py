@@ -17,13 +17,19 @@ chains = pytest.mark.parametrize(
 )
 
 
+@pytest.fixture(autouse=True)
+def _without_gradient():
+    with torch.no_grad():
+        yield
+
+
 def log_normal(z, mean, variance):
     return Normal(mean, torch.as_tensor(variance).sqrt()).log_prob(z).sum(-1)
 
 
 def step_forward(noise, t):
     """Factor and variance of r(z_t | z_{t-1}), from α alone."""
-    ratio = noise.alpha[t] / noise.alpha[t - 1]
+    ratio = noise.constants().alpha[t] / noise.constants().alpha[t - 1]
     return ratio, 1 - ratio**2
 
 
@@ -34,9 +40,11 @@ def test_every_schedule_has_a_line_in_the_catalogue():
 @chains
 def test_signal_and_noise_share_unit_variance(schedule, steps):
     noise = NoisingProcess(steps, schedule)
-    torch.testing.assert_close(noise.alpha**2 + noise.sigma**2, torch.ones(steps + 1), atol=1e-14, rtol=0)
-    assert noise.alpha[0] == 1
-    assert (noise.alpha.diff() < 0).all(), "every step must lose signal"
+    torch.testing.assert_close(
+        noise.constants().alpha ** 2 + noise.constants().sigma ** 2, torch.ones(steps + 1), atol=1e-14, rtol=0
+    )
+    assert noise.constants().alpha[0] == 1
+    assert (noise.constants().alpha.diff() < 0).all(), "every step must lose signal"
 
 
 @chains
@@ -48,7 +56,7 @@ def test_step_back_is_the_posterior_of_the_chain_by_bayes_rule(schedule, steps):
         level = torch.tensor(t)
         ratio, variance = step_forward(noise, t)
         joint = log_normal(path[t], ratio * path[t - 1], variance) + log_normal(
-            path[t - 1], noise.alpha[t - 1] * z, noise.sigma[t - 1] ** 2
+            path[t - 1], noise.constants().alpha[t - 1] * z, noise.constants().sigma[t - 1] ** 2
         )
         back = log_normal(path[t - 1], *noise.step_back(point(z), path[t], noise.at(level)))
         marginal = log_normal(path[t], *noise.marginal(point(z), noise.at(level)))
@@ -71,13 +79,13 @@ def test_composed_steps_have_the_marginals(schedule, steps):
     for t in range(1, steps + 1):
         ratio, added = step_forward(noise, t)
         factor, variance = ratio * factor, ratio**2 * variance + added
-        torch.testing.assert_close(factor, noise.alpha[t], atol=1e-14, rtol=0)
-        torch.testing.assert_close(variance, noise.sigma[t] ** 2, atol=1e-14, rtol=0)
+        torch.testing.assert_close(factor, noise.constants().alpha[t], atol=1e-14, rtol=0)
+        torch.testing.assert_close(variance, noise.constants().sigma[t] ** 2, atol=1e-14, rtol=0)
     for t in range(steps, 1, -1):  # and back again, from z_0 = 1: z_t has mean `factor` and variance `variance`
         mean, added = noise.step_back(point(torch.ones(1)), factor.view(1), noise.at(torch.tensor(t)))
-        factor, variance = mean[0], noise.weight_current[t] ** 2 * variance + added[0]
-        torch.testing.assert_close(factor, noise.alpha[t - 1], atol=1e-13, rtol=0)
-        torch.testing.assert_close(variance, noise.sigma[t - 1] ** 2, atol=1e-13, rtol=0)
+        factor, variance = mean[0], noise.constants().weight_current[t] ** 2 * variance + added[0]
+        torch.testing.assert_close(factor, noise.constants().alpha[t - 1], atol=1e-13, rtol=0)
+        torch.testing.assert_close(variance, noise.constants().sigma[t - 1] ** 2, atol=1e-13, rtol=0)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -86,7 +94,7 @@ def test_drawn_paths_have_the_chains_mean_and_covariance(schedule):
     noise = NoisingProcess(steps, schedule)
     path = noise.path(torch.full((count, 1), start)).squeeze(-1)
     assert (path[0] == start).all()
-    alpha, sigma = noise.alpha, noise.sigma
+    alpha, sigma = noise.constants().alpha, noise.constants().sigma
     for t in range(1, steps + 1):
         mean_error = (path[t].mean() - alpha[t] * start) / (sigma[t] / math.sqrt(count))
         assert abs(mean_error) < 4.5, f"mean of z_{t} is {mean_error:.1f} standard errors off"
@@ -99,7 +107,7 @@ def test_drawn_paths_have_the_chains_mean_and_covariance(schedule):
 
 def test_schedules_keep_to_their_definitions():
     t = torch.arange(1, 13)
-    alpha = {name: NoisingProcess(12, name).alpha[1:] for name in SCHEDULES}
+    alpha = {name: NoisingProcess(12, name).constants().alpha[1:] for name in SCHEDULES}
     snr = (alpha["log_snr"] ** 2 / (1 - alpha["log_snr"] ** 2)).log()
     torch.testing.assert_close(snr, 8 - 12 * (t - 1) / 11, atol=1e-10, rtol=0)
     torch.testing.assert_close(alpha["cosine"].acos(), 0.5 * math.pi * t / 13, atol=1e-12, rtol=0)
@@ -110,7 +118,9 @@ def test_schedules_keep_to_their_definitions():
 def test_a_cast_to_double_gets_digits():
     torch.set_default_dtype(torch.float32)
     noise = NoisingProcess(40).double()
-    torch.testing.assert_close(noise.alpha**2 + noise.sigma**2, torch.ones(41).double(), atol=1e-14, rtol=0)
+    torch.testing.assert_close(
+        noise.constants().alpha ** 2 + noise.constants().sigma ** 2, torch.ones(41).double(), atol=1e-14, rtol=0
+    )
 
 
 def test_levels_broadcast_over_draws():
@@ -122,7 +132,7 @@ def test_levels_broadcast_over_draws():
     for index in torch.cartesian_prod(torch.arange(7), torch.arange(4)).tolist():
         alone = noise.step_back(point(z[*index]), z_t[*index], noise.at(t[*index]))
         torch.testing.assert_close((mean[*index], variance[*index].expand(3)), tuple(alone))
-        torch.testing.assert_close(marginal[*index], noise.alpha[t[*index]] * z[*index])
+        torch.testing.assert_close(marginal[*index], noise.constants().alpha[t[*index]] * z[*index])
 
 
 def test_impossible_chains_are_refused():

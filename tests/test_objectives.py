@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -10,11 +11,13 @@ from torch.distributions import Categorical, MultivariateNormal
 from torch.nn.functional import logsigmoid
 
 from ddvi.errors import InputError
+from ddvi.evidence import exact_log_likelihood
 from ddvi.likelihoods import BernoulliLikelihood
 from ddvi.model import LatentVariableModel
 from ddvi.objectives.adversarial import Adversarial
 from ddvi.objectives.base import Batch
 from ddvi.objectives.elbo import ELBO, ImportanceWeighted, risen
+from ddvi.objectives.marginal import MarginalLikelihood
 from ddvi.objectives.wake_sleep import ReweightedWakeSleep, WakeSleep
 from ddvi.objectives.warm_up import WarmUp
 from ddvi.posteriors.diffusion import DiffusionPosterior
@@ -254,3 +257,37 @@ def test_objectives_are_frozen_values(objective):
 def test_different_objectives_differ():
     assert all(first != second for first, second in itertools.combinations(OBJECTIVES, 2))
     assert ELBO(2) != ELBO(3)
+
+
+@posteriors
+def test_the_marginal_objective_is_the_evidence_and_a_draw_of_the_exact_posterior(name):
+    model, batch = make_model(name), make_batch()
+    objective = MarginalLikelihood(samples=50_000)
+    (update,) = losses(objective, model, batch)
+    evidence = exact_log_likelihood(model.prior, model.likelihood, batch.x).log_likelihood
+    torch.testing.assert_close(-update.terms["marginal"], evidence, atol=0.02, rtol=0)
+    # The decoder's gradient is that of the evidence: each draw counts as much as it is probable given x.
+    z = model.prior.sample((50_000,))
+    log_likelihood = model.likelihood(z[:, None]).log_prob(batch.x)
+    share = log_likelihood.detach().softmax(0)
+    wanted = gradients(-(share * log_likelihood).sum(0).mean(), model.likelihood)
+    for found, value in zip(gradients(update.loss.mean(), model.likelihood), wanted, strict=True):
+        torch.testing.assert_close(found, value, atol=0.01, rtol=0.05)
+    assert touches(update.loss.mean(), model.posterior)
+
+
+def test_fantasies_per_example_are_averaged():
+    model, batch = make_model("gaussian"), make_batch()
+    (update,) = losses(ReweightedWakeSleep(samples=4, fantasies=3), model, batch)
+    assert update.loss.shape == (7,)
+    objectives = (partial(ReweightedWakeSleep, 1), partial(WakeSleep, sleep_steps=1))
+    for objective in objectives:
+
+        def sleep(fantasies, seed, objective=objective):
+            update = losses(objective(fantasies=fantasies), model, batch, seed)[-1]
+            return update.terms["sleep"].mean()
+
+        one = torch.stack([sleep(1, seed) for seed in range(300)])
+        many = torch.stack([sleep(100, seed) for seed in range(5)])
+        assert (many.mean() - one.mean()).abs() < 5 * one.std() / 300**0.5
+        assert many.std() < 0.5 * one.std()

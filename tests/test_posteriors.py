@@ -9,7 +9,7 @@ from torch.distributions import Normal
 
 from conftest import LinearGaussian, set_linear
 from ddvi.errors import InputError
-from ddvi.noise import SCHEDULES, NoisingProcess
+from ddvi.noise import SCHEDULES, NoisingProcess, point
 from ddvi.objectives.base import Batch
 from ddvi.objectives.elbo import ELBO
 from ddvi.posteriors.base import VARIANCE_FLOOR, Draw
@@ -19,25 +19,29 @@ from ddvi.posteriors.gaussian import GaussianPosterior
 from ddvi.posteriors.hierarchical import HierarchicalPosterior
 from ddvi.posteriors.implicit import ImplicitPosterior
 from ddvi.posteriors.prior_denoiser import PriorDenoiser
+from ddvi.posteriors.spline import SplinePosterior
 from ddvi.priors import make_prior
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-DENSITIES = ("gaussian", "flow", "hierarchical", "diffusion")
+DENSITIES = ("gaussian", "flow", "spline", "hierarchical", "diffusion")
 densities = pytest.mark.parametrize("name", DENSITIES)
 
 
-def build(name, encoder, latent_size=2, labels=0, steps=3, noise="log_snr", prior=None):
+def build(name, encoder, latent_size=2, labels=0, steps=3, noise="log_snr", prior=None, **options):
     match name:
         case "gaussian":
             return GaussianPosterior(encoder, latent_size, labels)
         case "flow":
             return FlowPosterior(encoder, latent_size, labels, flow_layers=2, context_size=2 * latent_size)
+        case "spline":
+            return SplinePosterior(encoder, latent_size, labels, flow_layers=2, context_size=2 * latent_size)
         case "hierarchical":
             return HierarchicalPosterior(encoder, latent_size, labels, flow_layers=2, context_size=2 * latent_size)
         case "diffusion":
+            sizes = {"denoiser_size": 16, "denoiser_layers": 2}
             return DiffusionPosterior(
-                encoder, latent_size, labels, steps, noise, denoiser_size=16, denoiser_layers=2, prior_denoiser=prior
+                encoder, latent_size, labels, steps, noise, **sizes, prior_denoiser=prior, **options
             )
 
 
@@ -55,10 +59,13 @@ def set_gaussian(name, posterior, gain, offset, variance):
             set_head(posterior.head, both, mean, variance)
         case "diffusion":
             set_head(posterior.anchor, both, mean, variance)
-        case "flow":
+        case "flow" | "spline":
             set_linear(posterior.context, both, torch.cat([mean, torch.zeros(size)]))
             set_head(
-                posterior.flow.base, torch.eye(2 * size) * torch.eye(2)[0].repeat_interleave(size), mean * 0, variance
+                posterior.flow.base if name == "flow" else posterior.base,
+                torch.eye(2 * size) * torch.eye(2)[0].repeat_interleave(size),
+                mean * 0,
+                variance,
             )
         case "hierarchical":
             # The context passes a SiLU on its way to z, and silu(u) − silu(−u) = u.
@@ -116,6 +123,7 @@ exact_posteriors = pytest.mark.parametrize(
     [
         ("gaussian", {}),
         ("flow", {}),
+        ("spline", {}),
         ("hierarchical", {}),
         *[("diffusion", {"steps": steps, "noise": noise}) for steps in (1, 5, 40) for noise in SCHEDULES],
     ],
@@ -146,7 +154,7 @@ def test_exact_posterior_scores_given_latents_exactly(orthogonal, name, options)
     assert error.max() < 1e-9
 
 
-@pytest.mark.parametrize("name", ["gaussian", "flow"])
+@pytest.mark.parametrize("name", ["gaussian", "flow", "spline"])
 def test_bound_of_the_best_diagonal_gaussian_loses_the_known_amount(correlated, name):
     posterior = best_diagonal(name, correlated)
     model = correlated.model(posterior)
@@ -395,8 +403,8 @@ def test_untrained_chain_without_context_denoises_a_standard_gaussian():
     for t in range(1, 5):
         # Of N(0, I) and its noised version: z_0 given z_t is N(α_t z_t, σ_t²).
         prediction = conditional.predict(z_t, torch.tensor(t))
-        torch.testing.assert_close(prediction.mean, noise.alpha[t] * z_t, atol=1e-12, rtol=0)
-        factor = noise.sigma[t] * torch.eye(2).expand(3, 2, 2)
+        torch.testing.assert_close(prediction.mean, noise.constants().alpha[t] * z_t, atol=1e-12, rtol=0)
+        factor = noise.constants().sigma[t] * torch.eye(2).expand(3, 2, 2)
         torch.testing.assert_close(prediction.factor, factor, atol=1e-12, rtol=0)
 
 
@@ -511,7 +519,7 @@ def test_prior_denoiser_is_the_conditional_mean_of_a_mixture():
     centres = 1.4 * axes[..., 0]
     covariances = axes @ torch.tensor([0.25, 0.01]).diag() @ axes.mT
     for t in (1, 2, 3, 4):
-        alpha, sigma = noise.alpha[t], noise.sigma[t]
+        alpha, sigma = noise.constants().alpha[t], noise.constants().sigma[t]
         z_t = alpha * prior.sample((500,)) + sigma * torch.randn(500, 2)
         total = alpha**2 * covariances + sigma**2 * torch.eye(2)
         parts = torch.distributions.MultivariateNormal(alpha * centres, total)
@@ -547,3 +555,54 @@ def test_prior_denoiser_meets_its_table_at_the_nodes():
     for t in (1, 2):
         table = denoiser.table[t - 1].permute(2, 1, 0).reshape(256, 2)
         torch.testing.assert_close(denoiser(nodes, torch.tensor(t)), table, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_learned_noising_process_gets_the_gradient_of_the_bound(plain):
+    """Of E_r[log q(z,a|x) − log r(a|z)] with respect to the levels, against finite differences under one noise."""
+    posterior = perturbed("diffusion", steps=4, noise="learned")
+    posterior.plain_gradient = plain
+    levels = posterior.noise.log_snr
+    x, z = torch.randn(5, 3), torch.randn(200, 5, 2)
+
+    def value(what):
+        torch.manual_seed(0)
+        conditional = posterior(x)
+        return (conditional.log_bound(z) if what == "bound" else conditional.draw((200,)).log_ratio).mean()
+
+    for what in ("bound", "draw"):
+        for values, found in zip(levels, torch.autograd.grad(value(what), list(levels)), strict=True):
+            for index in range(len(values)):
+                with torch.no_grad():
+                    ends = []
+                    for step in (1e-5, -2e-5):
+                        values[index] += step
+                        ends.append(value(what))
+                    values[index] += 1e-5
+                assert float((ends[0] - ends[1]) / 2e-5) == pytest.approx(float(found[index]), rel=1e-4, abs=1e-6)
+    assert (posterior.noise.constants().alpha.diff() < 0).all()
+
+
+def test_plain_level_weights_change_the_gradient_of_the_means_alone():
+    bound, plain = (perturbed("diffusion", steps=4, level_weights=weights) for weights in ("bound", "plain"))
+    plain.load_state_dict(bound.state_dict())
+    x, z = torch.randn(6, 3), torch.randn(6, 2)
+
+    def value(posterior):
+        torch.manual_seed(0)
+        return posterior(x).log_bound(z).sum()
+
+    torch.testing.assert_close(value(plain), value(bound), atol=1e-10, rtol=0)
+    torch.manual_seed(0)
+    conditional, t = plain(x), slice(1, 5)
+    z_t = conditional.noise.marginal(point(z.expand(4, 6, 2)), conditional.noise.at(t, 1)).sample()
+    by_hand = -0.5 * (conditional.predict(z_t, t).mean - z).square().sum()
+    # The last layer's rows for the means hear of the plain loss alone, those for the covariance of the bound alone.
+    weight = plain.denoiser.exit.weight
+    found, denoising, whole = (
+        torch.autograd.grad(v, w)[0]
+        for v, w in ((value(plain), weight), (by_hand, weight), (value(bound), bound.denoiser.exit.weight))
+    )
+    torch.testing.assert_close(found[:2], denoising[:2], atol=1e-10, rtol=0)
+    torch.testing.assert_close(found[2:], whole[2:], atol=1e-10, rtol=0)
+    assert (found[:2] - whole[:2]).abs().max() > 1e-3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -13,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from ddvi import evaluation, folders, runs
+from ddvi import data, evaluation, folders, runs
+from ddvi.catalogue import MEASURES
 from ddvi.errors import InputError
 from ddvi.settings import Settings, resolve
 
@@ -88,6 +90,39 @@ def test_a_run_leaves_every_file_and_its_figures(tmp_path: Path) -> None:
     assert {"reconstruction", "divergence", "validation_bound", "examples_per_second"} <= rows[0].keys()
     assert float(rows[1]["validation_bound"]) == heard.rows[1]["validation_bound"]
     assert any("bernoulli" in text for text in heard.messages)
+
+
+def test_a_search_measures_on_validation_examples_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = runs.train(small(tmp_path / "whole", measured_on="validation"))
+    assert (loaded["n_test"], loaded["n_validation"], loaded["test_examples"]) == (200, 20, 20)
+    assert loaded["measured_on"] == "validation"
+    original = data.load
+
+    def corrupted(*arguments: Any) -> data.Dataset:
+        dataset = original(*arguments)
+        return dataclasses.replace(dataset, test_x=16 - dataset.test_x, test_y=0 * dataset.test_y)  # type: ignore[operator]
+
+    monkeypatch.setattr(data, "load", corrupted)
+    again = runs.train(small(tmp_path / "corrupted", measured_on="validation"))
+    assert {n: v for n, v in again.items() if n in MEASURES} == {n: v for n, v in loaded.items() if n in MEASURES}
+    with pytest.raises(InputError, match="needs validation examples"):
+        small(tmp_path, measured_on="validation", validation=0)
+
+
+def test_a_decoder_of_another_run_is_taken_and_rests(tmp_path: Path, measures: list[bool]) -> None:
+    runs.train(small(tmp_path / "first"))
+    runs.train(small(tmp_path / "second", decoder=tmp_path / "first", seed=1))
+    first, second = (runs.load_run(tmp_path / name)[2] for name in ("first", "second"))
+    for name, value in first.likelihood.state_dict().items():
+        torch.testing.assert_close(second.likelihood.state_dict()[name], value, atol=0, rtol=0)
+    assert not torch.equal(first.posterior.encoder.layers[0].weight, second.posterior.encoder.layers[0].weight)
+    with pytest.raises(InputError, match="weights of another model"):
+        runs.train(small(tmp_path / "third", decoder=tmp_path / "first", hidden_size=17))
+    with pytest.raises(InputError, match="is not a folder"):
+        small(tmp_path / "fourth", decoder=tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="trained"):
+        runs.train(small(tmp_path / "fifth", decoder=tmp_path / "empty"))
 
 
 def test_the_callers_state_is_untouched(tmp_path: Path, measures: list[bool]) -> None:

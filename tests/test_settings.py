@@ -66,13 +66,8 @@ def test_the_papers_weights_are_in_nats() -> None:
     assert settings.warmup_kl_weight == pytest.approx(0.01 * 784)
     assert settings.objective == "wake_sleep"
     assert resolve("cifar", "vae", "pinwheel", {"preset": "paper"}).kl_weight == pytest.approx(0.01 * 3072)
-    assert [resolve("mnist", name, "pinwheel", {"preset": "paper"}).prior_weight for name in METHODS] == [
-        5,
-        1,
-        0.5,
-        1,
-        1,
-    ]
+    weights = {name: resolve("mnist", name, "pinwheel", {"preset": "paper"}).prior_weight for name in METHODS}
+    assert weights == dict.fromkeys(METHODS, 1) | {"vae": 5, "h_iaf_vae": 0.5}
     labels = resolve("mnist_semi", "ddvi_semi", "pinwheel", {"preset": "paper"})
     assert (labels.batch_size, labels.steps, labels.sleep_steps) == (1024, 100, 30)
     assert labels.kl_weight == pytest.approx(0.1 * 784)

@@ -19,6 +19,7 @@ from .objectives import (
     Adversarial,
     Batch,
     ImportanceWeighted,
+    MarginalLikelihood,
     Objective,
     ReweightedWakeSleep,
     Update,
@@ -34,6 +35,7 @@ from .posteriors import (
     HierarchicalPosterior,
     ImplicitPosterior,
     Posterior,
+    SplinePosterior,
 )
 from .priors import (
     DistributionPrior,
@@ -75,6 +77,7 @@ __all__ = [
     "LatentVariableModel",
     "LessNoisySquare",
     "Likelihood",
+    "MarginalLikelihood",
     "NoisingProcess",
     "Objective",
     "Phase",
@@ -84,6 +87,7 @@ __all__ = [
     "Prior",
     "ReweightedWakeSleep",
     "Schedule",
+    "SplinePosterior",
     "StandardGaussian",
     "SwissRoll",
     "Trainer",

@@ -40,6 +40,7 @@ OBJECTIVES: dict[str, str] = {
     "importance_weighted": "the importance-weighted bound with K = samples draws",
     "wake_sleep": "the paper's alternation of one ELBO step and sleep_steps steps on fantasies",
     "reweighted_wake_sleep": "K = samples draws reweighted, one resampled, plus fantasies; no gradient through draws",
+    "marginal_likelihood": "log p(x) by draws of the prior, which needs no posterior; for D = 2",
     "adversarial": "reconstruction, and a discriminator between encoded data and the prior (aae alone)",
 }
 
@@ -55,6 +56,7 @@ NOISE_SCHEDULES: dict[str, str] = {
     "log_snr": "log signal-to-noise ratio linear from 8 to −4",
     "cosine": "signal variance cos² of the time",
     "linear_beta": "the paper's: step variances linear from 1e-4 to 0.02",
+    "learned": "log_snr's levels to begin with, learnt together with the posterior; without prior_denoiser",
 }
 
 MEASURES: dict[str, tuple[str, str]] = {

@@ -18,6 +18,7 @@ from ddvi.model import LatentVariableModel
 from ddvi.objectives.adversarial import Adversarial
 from ddvi.objectives.base import Objective
 from ddvi.objectives.elbo import ELBO, ImportanceWeighted
+from ddvi.objectives.marginal import MarginalLikelihood
 from ddvi.objectives.semi_supervised import SemiSupervised
 from ddvi.objectives.wake_sleep import ReweightedWakeSleep, WakeSleep
 from ddvi.objectives.warm_up import WarmUp
@@ -140,9 +141,11 @@ def make_objective(settings: Settings) -> Objective:
         case "importance_weighted":
             return ImportanceWeighted(settings.samples, **bound, label_rate=rate)
         case "wake_sleep":
-            return WakeSleep(elbo, settings.sleep_steps, settings.sleep_weight, levels)
+            return WakeSleep(elbo, settings.sleep_steps, settings.sleep_weight, levels, settings.fantasies)
         case "reweighted_wake_sleep":
-            return ReweightedWakeSleep(settings.samples, settings.sleep_weight, levels, rate)
+            return ReweightedWakeSleep(settings.samples, settings.sleep_weight, levels, rate, settings.fantasies)
+        case "marginal_likelihood":
+            return MarginalLikelihood(settings.samples, levels)
         case "adversarial":
             return Adversarial(settings.adversarial_weight)
         case other:
@@ -157,10 +160,12 @@ def make_phases(settings: Settings) -> list[Phase]:
         learning = (settings.classifier_weight, settings.agreement_weight, settings.label_dropout > 0)
         first, objective = (SemiSupervised(each, *learning) for each in (first, objective))
     warm, frozen = settings.warmup, settings.freeze_decoder
+    rests = frozenset({"likelihood"})
+    always = rests if settings.decoder else frozenset()
     phases = [
-        Phase(warm, first),
-        Phase(frozen, objective, frozenset({"likelihood"})),
-        Phase(settings.epochs - warm - frozen, objective),
+        Phase(warm, first, always),
+        Phase(frozen, objective, rests),
+        Phase(settings.epochs - warm - frozen, objective, always),
     ]
     return [phase for phase in phases if phase.epochs > 0]
 

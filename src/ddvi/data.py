@@ -59,6 +59,12 @@ class Dataset:
         """Number of classes, 0 without labels."""
         return len(self.classes)
 
+    def held_out(self, rows: Tensor, others: Tensor) -> Dataset:
+        """The training examples alone: `rows` of them to train on, `others` in the place of the test examples."""
+        x, y = self.train_x, self.train_y
+        train_y, test_y = (None, None) if y is None else (y[rows], y[others])
+        return replace(self, train_x=x[rows], test_x=x[others], train_y=train_y, test_y=test_y)
+
     def describe(self) -> str:
         """One line for the terminal."""
         shape, labels = " x ".join(map(str, self.event_shape)), f"{self.n_classes or 'no'} classes"

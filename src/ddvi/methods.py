@@ -55,7 +55,7 @@ class Method:
 
 _FLOW = ("flow_layers", "context_size")
 _PAPER_SEMI = {"epochs": 50, "kl_weight": 0.01, "prior_weight": 1.0, "classifier_weight": 0.01}
-_DIFFUSION = ("steps", "noise", "denoiser_size", "denoiser_layers", "covariance", "prior_denoiser")
+_DIFFUSION = ("steps", "noise", "denoiser_size", "denoiser_layers", "covariance", "prior_denoiser", "level_weights")
 
 _LABELS: Mapping[str, object] = {
     "classifier_weight": 20.0,
@@ -79,6 +79,13 @@ METHODS: dict[str, Method] = {
         paper={"kl_weight": 0.01, "kl_rise": 0.8, "context_size": 10},
         paper_semi=_PAPER_SEMI,
     ),
+    "nsf_vae": Method(
+        "neural spline flow",
+        "ddvi.posteriors.spline:SplinePosterior",
+        (*_FLOW, "spline_bins"),
+        paper={"kl_weight": 0.01, "kl_rise": 0.8, "context_size": 10},
+        paper_semi=_PAPER_SEMI,
+    ),
     "h_iaf_vae": Method(
         "flow of an auxiliary variable",
         "ddvi.posteriors.hierarchical:HierarchicalPosterior",
@@ -97,7 +104,7 @@ METHODS: dict[str, Method] = {
         "diffusion posterior, the method of the project",
         "ddvi.posteriors.diffusion:DiffusionPosterior",
         _DIFFUSION,
-        ("reweighted_wake_sleep", "wake_sleep", "elbo", "importance_weighted"),
+        ("reweighted_wake_sleep", "wake_sleep", "elbo", "importance_weighted", "marginal_likelihood"),
         warms_up=True,
         paper={
             "objective": "wake_sleep",

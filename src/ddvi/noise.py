@@ -10,8 +10,10 @@ Its marginals and, by Bayes' rule, its steps back are Gaussian too:
     r(z_t | z_0)          = N( α_t z_0, σ_t² I )
     r(z_{t-1} | z_t, z_0) = N( w0_t z_0 + wt_t z_t, v_t I ),    t ≥ 2.
 
+A learned process has its log signal-to-noise ratios as parameters, falling from level to level by positive steps.
+
 Source: Ho et al., Denoising Diffusion Probabilistic Models, 2020, equations 2 to 7; Kingma et al., Variational
-Diffusion Models, 2021, section 2, for schedules in terms of the signal-to-noise ratio.
+Diffusion Models, 2021, section 2, for schedules in terms of the signal-to-noise ratio, and learnt ones.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ SCHEDULES: dict[str, Callable[[int], Tensor]] = {
     "log_snr": log_snr_schedule,
     "cosine": cosine_schedule,
     "linear_beta": linear_beta_schedule,
+    "learned": log_snr_schedule,
 }
+"""α_t² of each; of the learned one what it starts from."""
 
 
 def point(z: Tensor) -> DiagonalGaussian:
@@ -70,8 +74,28 @@ class Levels(NamedTuple):
     """v_t."""
 
 
+def _constants(alpha_squared: Tensor) -> Levels:
+    """Of a chain with α_1² … α_T², each constant of shape (T + 1,), indexed by t."""
+    alpha_squared = torch.cat([torch.ones_like(alpha_squared[:1]), alpha_squared])
+    sigma_squared = 1 - alpha_squared
+    # Of the step from t − 1 to t; entry 0 is never used and entry 1 of the steps back stands for z_0 itself.
+    ratio_squared = torch.cat([torch.ones_like(alpha_squared[:1]), alpha_squared[1:] / alpha_squared[:-1]])
+    noise = 1 - ratio_squared
+    previous_sigma_squared = torch.cat([sigma_squared[:1], sigma_squared[:-1]])
+    previous_alpha = torch.cat([alpha_squared[:1], alpha_squared[:-1]]).sqrt()
+    # σ_0 = 0: its root and what is divided by it would have no gradient.
+    safe = torch.cat([torch.ones_like(sigma_squared[:1]), sigma_squared[1:]])
+    return Levels(
+        alpha_squared.sqrt(),
+        torch.cat([sigma_squared[:1], safe[1:].sqrt()]),
+        previous_alpha * noise / safe,
+        ratio_squared.sqrt() * previous_sigma_squared / safe,
+        previous_sigma_squared * noise / safe,
+    )
+
+
 class NoisingProcess(nn.Module):
-    """The chain r with T steps; every constant is a buffer of shape (T + 1,), indexed by t.
+    """The chain r with T steps; every constant of a fixed one is a buffer of shape (T + 1,), indexed by t.
 
     Args:
         steps: T, at least 1.
@@ -81,39 +105,30 @@ class NoisingProcess(nn.Module):
         InputError: fewer than one step, or an unknown schedule.
     """
 
-    alpha: Tensor
-    sigma: Tensor
-    weight_start: Tensor
-    weight_current: Tensor
-    step_variance: Tensor
-
     def __init__(self, steps: int, schedule: str = "log_snr") -> None:
         super().__init__()
         if steps < 1:
             raise InputError(f"a noising process has at least 1 step, not {steps}")
         alpha_squared = SCHEDULES[check_name("noise schedule", schedule, NOISE_SCHEDULES)](steps)
-        alpha_squared = torch.cat([torch.ones(1, dtype=torch.float64), alpha_squared])
-        sigma_squared = 1 - alpha_squared
-        # Of the step from t − 1 to t; entry 0 is never used and entry 1 of the steps back stands for z_0 itself.
-        ratio_squared = torch.ones_like(alpha_squared)
-        ratio_squared[1:] = alpha_squared[1:] / alpha_squared[:-1]
-        noise = 1 - ratio_squared
-        previous_sigma_squared = torch.cat([sigma_squared[:1], sigma_squared[:-1]])
-        previous_alpha = torch.cat([alpha_squared[:1], alpha_squared[:-1]]).sqrt()
-        safe = sigma_squared.clone()
-        safe[0] = 1.0
-        constants = {
-            "alpha": alpha_squared.sqrt(),
-            "sigma": sigma_squared.sqrt(),
-            "weight_start": previous_alpha * noise / safe,
-            "weight_current": ratio_squared.sqrt() * previous_sigma_squared / safe,
-            "step_variance": previous_sigma_squared * noise / safe,
-        }
         self.steps = steps
+        self.log_snr: nn.ParameterList | None = None
+        """Of a learned process: log(α_1²/σ_1²), and the logs of how much each level falls below the one before."""
+        if schedule == "learned":
+            log_snr = torch.logit(alpha_squared).to(torch.get_default_dtype())
+            self.log_snr = nn.ParameterList([log_snr[:1], (-log_snr.diff()).log()])
+            self._constants: dict[str, Tensor] = {}
+            return
         # Kept in double precision beside the buffers, so that a cast to float64 gets digits and not padded float32.
-        self._constants = constants
-        for name, value in constants.items():
+        self._constants = _constants(alpha_squared)._asdict()
+        for name, value in self._constants.items():
             self.register_buffer(name, value.to(torch.get_default_dtype()), persistent=False)
+
+    def constants(self) -> Levels:
+        """Every constant, (T + 1,), indexed by t; those of a learned process have a gradient."""
+        if self.log_snr is None:
+            return Levels(*(getattr(self, name) for name in Levels._fields))
+        first, falls = self.log_snr
+        return _constants(torch.sigmoid(torch.cat([first, first - falls.exp().cumsum(0)])))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NoisingProcess:
         super()._apply(fn, recurse)
@@ -124,7 +139,7 @@ class NoisingProcess(nn.Module):
     def at(self, t: Tensor | slice | int, axes: int = 0) -> Levels:
         """The constants at levels t (*), each (*, 1); at a slice of levels with so many axes behind it, (·, 1 …, 1)."""
         shape = (-1, *[1] * (axes + 1)) if isinstance(t, slice) else (*t.shape, 1) if isinstance(t, Tensor) else (1,)
-        return Levels(*(getattr(self, name)[t].view(shape) for name in Levels._fields))
+        return Levels(*(value[t].view(shape) for value in self.constants()))
 
     def marginal(self, start: DiagonalGaussian, t: Levels) -> DiagonalGaussian:
         """The law of z_t where z_0 has the law `start` (*, D)."""
@@ -139,8 +154,8 @@ class NoisingProcess(nn.Module):
 
     def path(self, z: Tensor) -> Tensor:
         """One draw of (z_0, z_1 … z_T) from r given z_0 = z of shape (*, D): shape (T + 1, *, D)."""
-        path = [z]
+        path, alpha = [z], self.constants().alpha
         for t in range(1, self.steps + 1):
-            ratio = self.alpha[t] / self.alpha[t - 1]
+            ratio = alpha[t] / alpha[t - 1]
             path.append(ratio * path[-1] + (1 - ratio**2).clamp_min(0).sqrt() * normal(z))
         return torch.stack(path)

@@ -75,6 +75,8 @@ def _train(
     from ddvi.training import Trainer
 
     folder, say = settings.folder, listener.message if listener else _silent
+    if settings.decoder:
+        folders.check_trained(Path(settings.decoder))
     if fabric.world_size > 1:  # each has measured which path is the fastest, and all must take the same
         matrix_products = fabric.broadcast(matrix_products)
         torch.set_float32_matmul_precision(matrix_products)
@@ -97,6 +99,8 @@ def _train(
         say(f"{len(labelled.label)} labels are seen")
     with seeded(settings.seed, "model"):
         model = build_model(settings, observations, train_x)
+    if settings.decoder:
+        _take_decoder(model, Path(settings.decoder))
     watcher = _HistoryWriter(folder, listener)
     schedule = make_schedule(fitted)
     trainer = Trainer(model, schedule, train_x, validation_x, folder / CHECKPOINT, fabric, watcher, labelled)
@@ -112,7 +116,21 @@ def _train(
         return {}
     folders.write_history(folder, trainer.state.history)
     checkpoint.save(folder / WEIGHTS, model.state_dict(), facts)
-    return _evaluate(settings, observations, model, dataset, len(train_x), listener)
+    return _evaluate(settings, observations, model, dataset, fitted.validation, listener)
+
+
+def _take_decoder(model: LatentVariableModel, folder: Path) -> None:
+    """Likelihood and preprocessing of another run, as they were learnt there.
+
+    Raises:
+        InputError: that run's decoder has another form.
+    """
+    from ddvi import checkpoint
+
+    tensors, _ = checkpoint.load(folder / WEIGHTS)
+    for child in ("likelihood", "preprocessing"):
+        own = {name.removeprefix(f"{child}."): v for name, v in tensors.items() if name.startswith(f"{child}.")}
+        checkpoint.load_weights(model.get_submodule(child), own, folder / WEIGHTS)
 
 
 def _labelled(dataset: Dataset, rows: Tensor, settings: Settings) -> Labelled:
@@ -158,7 +176,7 @@ def evaluate_run(
         folders.check_same_data(folder, dataset.fingerprint)
         held_out = fit_to_size(settings, len(dataset.train_x)).validation
         fabric.to_device(model)
-        return _evaluate(settings, observations, model, dataset, len(dataset.train_x) - held_out, listener)
+        return _evaluate(settings, observations, model, dataset, held_out, listener)
 
 
 def _evaluate(
@@ -166,16 +184,23 @@ def _evaluate(
     observations: Observations,
     model: LatentVariableModel,
     dataset: Dataset,
-    n_train: int,
+    n_validation: int,
     listener: Listener | None,
 ) -> dict[str, Any]:
     """Measures, pictures and `metrics.json` of a trained model; the last step of a run."""
     import torch
 
-    from ddvi import evaluation, figures
+    from ddvi import data, evaluation, figures
     from ddvi.arithmetic import processor
 
     folder, say = settings.folder, listener.message if listener else _silent
+    sizes = {
+        "n_train": len(dataset.train_x) - n_validation,
+        "n_validation": n_validation,
+        "n_test": len(dataset.test_x),
+    }
+    if settings.measured_on == "validation":
+        dataset = dataset.held_out(*data.split_validation(dataset, n_validation, settings.seed))
     model.eval()
     if next(model.parameters()).device.type == "mps":
         model.to("cpu")  # the measures need double precision
@@ -199,10 +224,9 @@ def _evaluate(
         "prior": settings.prior,
         "seed": settings.seed,
         "evaluation": settings.evaluation,
+        "measured_on": settings.measured_on,
         "likelihood": observations.likelihood,
-        "n_train": n_train,
-        "n_validation": len(dataset.train_x) - n_train,
-        "n_test": len(dataset.test_x),
+        **sizes,
         "epochs": len(history),
         "examples_per_second": statistics.median(rates) if rates else None,
         "seconds": {"training": sum(float(row["seconds"]) for row in history), "evaluation": seconds},

@@ -17,14 +17,16 @@ OBJECTIVE_DEFAULTS: dict[str, dict[str, Any]] = {
     "importance_weighted": {"samples": 8},
     "wake_sleep": {"sleep_levels": 1},
     "reweighted_wake_sleep": {"samples": 8, "sleep_weight": 0.3},
+    "marginal_likelihood": {"samples": 2000},
 }
 _BOUND = ("samples", "kl_weight", "kl_rise", "prior_weight")
-_SLEEP = ("sleep_weight", "sleep_levels")
+_SLEEP = ("sleep_weight", "sleep_levels", "fantasies")
 OBJECTIVE_SETTINGS: dict[str, tuple[str, ...]] = {
     "elbo": (*_BOUND, "label_rate", "path_gradient"),
     "importance_weighted": (*_BOUND, "label_rate"),
     "wake_sleep": (*_BOUND, "label_rate", "path_gradient", *_SLEEP, "sleep_steps"),
     "reweighted_wake_sleep": ("samples", "label_rate", *_SLEEP),
+    "marginal_likelihood": ("samples", "sleep_levels"),
     "adversarial": ("adversarial_weight",),
 }
 """What each objective reads of the settings that are an objective's."""
@@ -78,7 +80,9 @@ class Settings:
     objective: str = setting(
         "auto", "what training maximises; auto takes the method's own", choices=("auto", *OBJECTIVES)
     )
-    samples: int = setting(1, "K, draws per example in training; 8 where they are reweighted", minimum=1)
+    samples: int = setting(
+        1, "K, draws per example in training; 8 where they are reweighted, 2,000 of the prior", minimum=1
+    )
     kl_weight: float = setting(1.0, "weight of the divergence in training; 1 is the bound", minimum=0)
     kl_rise: float = setting(0.0, "share of training over which kl_weight rises linearly from 0", minimum=0, maximum=1)
     prior_weight: float = setting(1.0, "weight of log p(z) beside the rest of the divergence", minimum=0)
@@ -88,9 +92,11 @@ class Settings:
     sleep_levels: int = setting(
         0, "terms of the chain's bound drawn per example, 0 for all of them; 1 in wake_sleep", minimum=0
     )
+    fantasies: int = setting(1, "for each example of data where both are learnt from", minimum=1)
     warmup: int = setting(0, "ddvi: epochs with the simpler model first", minimum=0)
     warmup_kl_weight: float = setting(1.0, "kl_weight of the simpler model", minimum=0)
     freeze_decoder: int = setting(0, "epochs with a frozen decoder, after warmup", minimum=0)
+    decoder: str = setting("", "folder of a run whose decoder is taken and kept as it is")
     adversarial_weight: float = setting(5.0, "aae: weight of fooling the discriminator, in nats", above=0)
 
     latent_size: int = setting(2, "D", minimum=1)
@@ -108,14 +114,23 @@ class Settings:
         "auto", "ddvi: of the steps; auto takes full ones up to D = 4", choices=("auto", "diagonal", "full")
     )
     prior_denoiser: bool = setting(True, "ddvi, D = 2: give the denoiser E[z_0|z_t] under the prior as an input")
-    flow_layers: int = setting(4, "iaf_vae, h_iaf_vae: layers of a flow", minimum=1)
-    context_size: int = setting(64, "iaf_vae, h_iaf_vae: what a flow's layers see of x", minimum=1)
+    level_weights: str = setting(
+        "bound",
+        "ddvi: of the chain's levels in denoising; plain weighs |z_0 − ẑ|² of all alike",
+        choices=("bound", "plain"),
+    )
+    flow_layers: int = setting(4, "iaf_vae, nsf_vae, h_iaf_vae: layers of a flow", minimum=1)
+    context_size: int = setting(64, "iaf_vae, nsf_vae, h_iaf_vae: what a flow's layers see of x", minimum=1)
+    spline_bins: int = setting(8, "nsf_vae: bins of a spline", minimum=2)
     parts: int = setting(10, "parts of a structured prior; the number of classes where there are labels", minimum=1)
     width: float = setting(0.0, "noise that widens a prior's curve; 0 takes the prior's own", minimum=0)
 
     data_root: str = setting("", "folder with the data; downloaded into a cache if empty")
     limit: int = setting(0, "caps training and test examples; 0 takes all", minimum=0)
     validation: int = setting(1000, "training examples held out for the history", minimum=0)
+    measured_on: str = setting(
+        "test", "validation leaves the test examples alone, for a search", choices=("test", "validation")
+    )
     evaluation: str = setting("full", "quick caps examples, draws and nodes", choices=("quick", "full"))
     device: str = setting(
         "auto", "auto takes an accelerator where there is one", choices=("auto", "cpu", "cuda", "mps")
@@ -218,8 +233,9 @@ def resolve(dataset: str, method: str, prior: str, overrides: Mapping[str, str] 
                 f"'{name}' is given by its place in the command (DATASET ALGORITHM PRIOR), not as {name}=…"
             )
     values = {name: convert(name, value) for name, value in given.items()}
-    if values.get("data_root"):
-        values["data_root"] = os.path.abspath(os.path.expanduser(values["data_root"]))
+    for name in ("data_root", "decoder"):
+        if values.get(name):
+            values[name] = os.path.abspath(os.path.expanduser(values[name]))
     layers, objective = _layers(dataset, method, semi, values)
     composed: dict[str, Any] = {"dataset": dataset, "method": method, "prior": prior, "objective": objective}
     settings = Settings(**(layers | values | composed))
@@ -335,5 +351,13 @@ def _check_together(settings: Settings) -> None:
         )
     if settings.data_root and not os.path.isdir(settings.data_root):
         raise InputError(f"data_root={settings.data_root} is not a folder; give one, or leave it out to download")
+    if settings.decoder and not os.path.isdir(settings.decoder):
+        raise InputError(f"decoder={settings.decoder} is not a folder; give that of a trained run")
+    if settings.measured_on == "validation" and not settings.validation:
+        raise InputError("measured_on=validation needs validation examples; give validation=1000 or so")
+    if settings.noise == "learned" and settings.prior_denoiser and settings.latent_size == 2:
+        raise InputError(
+            "noise=learned moves the levels that the prior's denoiser is tabulated for; add prior_denoiser=false"
+        )
     if settings.resume and settings.overwrite:
         raise InputError("resume=true goes on with a run and overwrite=true starts anew; give one of them")

@@ -214,7 +214,7 @@ def _place(settings: Settings) -> Path:
     suffix = SEMI * settings.semi_supervised
     dataset = settings.dataset if settings.dataset in DATASETS else Path(settings.dataset).stem
     changes = ",".join(f"{name}={value}" for name, value in deviations(settings).items())
-    if len(changes) > _LONGEST_NAME:
+    if len(changes) > _LONGEST_NAME or os.sep in changes:
         changes = hashlib.sha256(changes.encode()).hexdigest()[:16]
     return Path(dataset + suffix, settings.method + suffix, settings.prior, changes, f"seed{settings.seed}")
 

@@ -3,6 +3,7 @@
 from ddvi.objectives.adversarial import Adversarial
 from ddvi.objectives.base import Batch, DataObjective, Labelled, Objective, Update
 from ddvi.objectives.elbo import ELBO, ImportanceWeighted
+from ddvi.objectives.marginal import MarginalLikelihood
 from ddvi.objectives.semi_supervised import SemiSupervised
 from ddvi.objectives.wake_sleep import ReweightedWakeSleep, WakeSleep
 from ddvi.objectives.warm_up import WarmUp
@@ -14,6 +15,7 @@ __all__ = [
     "DataObjective",
     "ImportanceWeighted",
     "Labelled",
+    "MarginalLikelihood",
     "Objective",
     "ReweightedWakeSleep",
     "SemiSupervised",

@@ -42,12 +42,14 @@ class WakeSleep(DataObjective):
         sleep_steps: steps on a batch of fantasies each.
         sleep_weight: weight of the sleep term.
         levels: terms of the chain drawn per fantasy; all if None.
+        fantasies: how many for each example of data.
     """
 
     wake: ELBO = field(default_factory=ELBO)
     sleep_steps: int = 3
     sleep_weight: float = 1.0
     levels: int | None = 1
+    fantasies: int = 1
 
     def loss(
         self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float = 1.0
@@ -57,7 +59,8 @@ class WakeSleep(DataObjective):
     def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
         yield data_update(self, model, batch)
         for _ in range(self.sleep_steps):
-            loss = sleep_loss(model, model.fantasise(len(batch.x)), self.levels)
+            loss = sleep_loss(model, model.fantasise(self.fantasies * len(batch.x)), self.levels)
+            loss = loss.view(-1, len(batch.x)).mean(0)
             yield Update(("posterior", "classifier"), self.sleep_weight * loss, {"sleep": loss})
 
 
@@ -77,18 +80,21 @@ class ReweightedWakeSleep(DataObjective):
         sleep_weight: weight of the sleep term.
         levels: terms of the chain drawn per example; all if None.
         label_rate: how far q(l|x) goes towards p̂(l|x) at once; where it comes to rest doesn't depend on it.
+        fantasies: how many for each example of data.
     """
 
     samples: int = 8
     sleep_weight: float = 0.3
     levels: int | None = None
     label_rate: float = 1.0
+    fantasies: int = 1
 
     def loss(
         self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float = 1.0
     ) -> tuple[Tensor, dict[str, Tensor]]:
         count = len(x)
-        fantasies = model.fantasise(count) if self.sleep_weight > 0 and label is None else None
+        dreaming = self.sleep_weight > 0 and label is None
+        fantasies = model.fantasise(self.fantasies * count) if dreaming else None
         # Data and fantasies go through the encoder, and later through the posterior, together.
         features = model.posterior.encode(x if fantasies is None else torch.cat([x, fantasies.x]))
         view = model.view_of(features[:count], label)
@@ -114,7 +120,7 @@ class ReweightedWakeSleep(DataObjective):
         if classification is not None:
             loss = loss + classification
         if dream:
-            terms["sleep"] = _with_label(dream[0], learnt[count:])
+            terms["sleep"] = _with_label(dream[0], learnt[count:]).view(-1, count).mean(0)
             loss = loss + self.sleep_weight * terms["sleep"]
         return loss, terms
 

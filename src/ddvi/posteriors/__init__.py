@@ -6,6 +6,7 @@ from ddvi.posteriors.flow import FlowPosterior
 from ddvi.posteriors.gaussian import GaussianPosterior
 from ddvi.posteriors.hierarchical import HierarchicalConditional, HierarchicalPosterior
 from ddvi.posteriors.implicit import ImplicitConditional, ImplicitPosterior
+from ddvi.posteriors.spline import SplinePosterior
 
 __all__ = [
     "Conditional",
@@ -21,4 +22,5 @@ __all__ = [
     "ImplicitConditional",
     "ImplicitPosterior",
     "Posterior",
+    "SplinePosterior",
 ]

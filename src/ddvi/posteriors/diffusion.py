@@ -183,6 +183,8 @@ class DiffusionConditional(Conditional):
 
         Every KL in closed form, each z_t drawn once from its marginal. With `levels` of the T terms, drawn uniformly
         per example, the sum is T/levels times theirs; the z_T term is always there.
+
+        With plain level weights the value is the same, but means learn from Σ_t ½|ẑ − z_0|² instead.
         """
         steps, known = self.noise.steps, point(z)
         if levels is None or levels >= steps:
@@ -193,10 +195,15 @@ class DiffusionConditional(Conditional):
             first = t == 1
         constants = self.noise.at(t, z.dim() - 1)
         z_t = self.noise.marginal(point(z.expand(levels, *z.shape)), constants).sample()
-        q, r = self.step(z_t, t), self.noise.step_back(known, z_t, constants)
+        prediction = self.predict(z_t, t)
+        error = z.new_zeros(())
+        if self.posterior.plain_weights:
+            error = 0.5 * (prediction.mean - z).square().sum(-1)
+            prediction = prediction._replace(mean=prediction.mean.detach())
+        q, r = self.noise.step_back(prediction, z_t, constants), self.noise.step_back(known, z_t, constants)
         # r(z_0|z_1,z_0) is a point: its term is the density itself. The filler keeps the unused branch finite.
         r = r._replace(variance=r.variance.masked_fill(first.unsqueeze(-1), 1.0))
-        terms = torch.where(first, q.log_prob(z), -q.divergence_from(r))
+        terms = torch.where(first, q.log_prob(z), -q.divergence_from(r)) - (error - error.detach())
         last = self.start.divergence_from(self.noise.marginal(known, self.last))
         return terms.sum(0) * (steps / levels) - last
 
@@ -236,6 +243,7 @@ class DiffusionPosterior(Posterior):
         denoiser_layers: their number.
         covariance: of the steps, "diagonal" or "full"; "auto" takes full ones for up to 4 dimensions.
         prior_denoiser: a prior whose own denoiser E[z_0 | z_t] is given to the network as an input, for D = 2.
+        level_weights: "bound", or "plain" for a denoising loss that weighs all levels alike, see `log_bound`.
     """
 
     first: Tensor
@@ -252,6 +260,7 @@ class DiffusionPosterior(Posterior):
         denoiser_layers: int = 3,
         covariance: str = "auto",
         prior_denoiser: Prior | None = None,
+        level_weights: str = "bound",
     ) -> None:
         super().__init__(encoder, latent_size, labels)
         self.noise = NoisingProcess(steps, noise)
@@ -266,6 +275,7 @@ class DiffusionPosterior(Posterior):
         self.register_buffer("rows", torch.tril_indices(latent_size, latent_size, -1)[0], persistent=False)
         outputs = 2 * latent_size + self.couplings
         self.denoiser = Denoiser(known * latent_size, outputs, self.features, steps, denoiser_size, denoiser_layers)
+        self.plain_weights = level_weights == "plain"
         self.plain_gradient = latent_size > _JACOBIANS_UP_TO
         """Whether a draw is differentiated step by step rather than with the Jacobians of all steps at once."""
 

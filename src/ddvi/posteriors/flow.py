@@ -21,6 +21,27 @@ from ddvi.posteriors.base import ExplicitConditional, Posterior
 from ddvi.posteriors.gaussian import GaussianHead
 
 
+def autoregressive_layers(
+    context_size: int, latent_size: int, layers: int, hidden_features: tuple[int, ...], **univariate: Any
+) -> nn.ModuleList:
+    """Layers that are the identity at initialisation, every second one with the order of coordinates reversed.
+
+    Args:
+        univariate: what zuko's autoregressive transform takes to be other than affine.
+    """
+    stack = nn.ModuleList()
+    for index in range(layers):
+        order: Any = torch.arange(latent_size)
+        order = order.flip(0) if index % 2 else order
+        layer: Any = zuko.flows.MaskedAutoregressiveTransform(
+            latent_size, context_size, order=order, hidden_features=hidden_features, **univariate
+        )
+        for parameter in layer.hyper[-1].parameters():
+            nn.init.zeros_(parameter)
+        stack.append(layer)
+    return stack
+
+
 class ConditionalFlow(nn.Module):
     """A flow on R^D given a context (*, context_size), equal to its Gaussian base at initialisation."""
 
@@ -29,15 +50,7 @@ class ConditionalFlow(nn.Module):
     ) -> None:
         super().__init__()
         self.base = GaussianHead(context_size, latent_size)
-        self.layers = nn.ModuleList()
-        for index in range(layers):
-            order: Any = torch.arange(latent_size)
-            layer: Any = zuko.flows.MaskedAutoregressiveTransform(
-                latent_size, context_size, order=order.flip(0) if index % 2 else order, hidden_features=hidden_features
-            )
-            for parameter in layer.hyper[-1].parameters():
-                nn.init.zeros_(parameter)
-            self.layers.append(layer)
+        self.layers = autoregressive_layers(context_size, latent_size, layers, hidden_features)
 
     def forward(self, context: Tensor) -> FlowDensity:
         return FlowDensity(self.base.gaussian(context), [layer(context) for layer in self.layers])

@@ -84,7 +84,8 @@ def _tabulate(density: Tensor, noise: NoisingProcess, extent: float, cells: int)
     table = torch.stack(torch.meshgrid(coarse, coarse, indexing="ij"), -1)
     levels = []
     # From the noisiest on: where a level underflows, far from the prior's mass, that of the level before stands in.
-    for alpha, sigma in zip(noise.alpha[1:].flip(0).double(), noise.sigma[1:].flip(0).double(), strict=True):
+    constants = noise.constants()
+    for alpha, sigma in zip(constants.alpha[1:].flip(0).double(), constants.sigma[1:].flip(0).double(), strict=True):
         kernel = (-0.5 * ((coarse[:, None] - alpha * fine) / sigma) ** 2).exp()
         mass = kernel @ density @ kernel.T
         first = kernel @ (density * fine[:, None]) @ kernel.T

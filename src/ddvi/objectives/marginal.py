@@ -1,0 +1,62 @@
+"""The log-likelihood itself, by draws of the prior: what any posterior is measured against where D is small.
+
+    log p_θ(x) ≈ log 1/N Σ_n p_θ(x | z_n),    z_n ~ p(z)
+
+The decoder learns from this alone. The posterior learns from a z* that is resampled in proportion to p_θ(x | z_n), in
+the limit of large N a draw from p_θ(z | x), by its bound of log q(z* | x). In a model with labels the draws are shared
+out among them, a known label leaves those of its own, and the classifier learns the label of z*.
+
+Source: the importance-weighted bound (Burda et al. 2016) with the prior as its proposal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import log
+from typing import final
+
+import torch
+from torch import Tensor
+
+from ddvi.model import LatentVariableModel
+from ddvi.objectives.base import Batch, DataObjective, Update, data_update
+from ddvi.randomness import sample, sharded
+
+
+@final
+@dataclass(frozen=True)
+class MarginalLikelihood(DataObjective):
+    """log p_θ(x) by `samples` draws of the prior, the same for all of a batch.
+
+    Args:
+        samples: N. The estimate is biased downwards; narrow posteriors need many.
+        levels: terms of the chain drawn per example; all if None.
+    """
+
+    samples: int = 2000
+    levels: int | None = None
+
+    def loss(
+        self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float = 1.0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        parts = model.prior.parts if model.classifier is not None else None
+        every = None if parts is None else torch.arange(self.samples, device=x.device) % parts
+        with sharded(None), torch.no_grad():  # the same draws in each of several processes
+            z = model.prior.sample((self.samples,), label=every)
+        log_likelihood = model.likelihood.pairwise_log_prob(x, z)
+        if label is not None:
+            log_likelihood = log_likelihood.masked_fill(label[:, None] != every, -torch.inf)
+        marginal = log_likelihood.logsumexp(1) - log(self.samples)
+        posterior = torch.distributions.Categorical(logits=log_likelihood.detach(), validate_args=False)
+        chosen = sample(posterior)
+        view = model.view(x, every[chosen] if every is not None else None)
+        wake = -model.posterior.condition(view.features).log_bound(z[chosen], self.levels)
+        loss, terms = wake - marginal, {"marginal": -marginal, "wake": wake}
+        if view.log_label is not None:
+            terms["classification"] = -view.log_label
+            loss = loss + terms["classification"]
+        return loss, terms
+
+    def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
+        yield data_update(self, model, batch)
