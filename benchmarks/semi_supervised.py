@@ -1,13 +1,13 @@
 """Prints how well every method learns with few labels, beside a classifier that sees the labels alone.
 
-python benchmarks/semi_supervised.py --data-root FOLDER [--methods vae ddvi] [--priors pinwheel] [--seeds 3]
-    [--runs runs/semi_supervised] [--report FILE] [--search LABEL METHOD key=value…] [key=value…]
+python benchmarks/semi_supervised.py --data-root FOLDER [--dataset mnist] [--methods vae ddvi] [--priors pinwheel]
+    [--seeds 3] [--runs runs/semi_supervised] [--report FILE] [--search] [key=value…]
 
-A run is what `ddvi train mnist_semi METHOD_semi PRIOR` does with `SETTINGS` and those at the end of the command; runs
+A run is what `ddvi train DATASET_semi METHOD_semi PRIOR` does with `SETTINGS` and those at the end of the command; runs
 that are finished are read, interrupted ones go on, so several processes may share the work. The classifier is the same
 encoder with a linear layer, trained on exactly the labelled examples that the runs of its seed see. Accuracy is that of
 argmax q(l|x) on the whole test set; the exact log-likelihood is on its first 1,000 examples.
-`--search` trains with a part of the seed's labels and prints the accuracy on the rest: test data is never read.
+`--search` trains with a part of the seed's labels and prints accuracy and log p(x) on the rest: test data is never read.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from torch import Tensor, nn
 from ddvi import data, evaluation, runs
 from ddvi.arithmetic import processor
 from ddvi.composition import build_model, make_schedule, observe
+from ddvi.evidence import exact_log_likelihood
 from ddvi.folders import read_config
 from ddvi.labels import choose_labelled
-from ddvi.networks import DenseEncoder
 from ddvi.objectives.base import Labelled
-from ddvi.preprocessing import Binarise
-from ddvi.randomness import seeded
+from ddvi.preprocessing import Preprocessing
+from ddvi.randomness import preserved, seeded
 from ddvi.settings import SEMI, Settings, resolve
 from ddvi.tables import interval
 from ddvi.training import Trainer
@@ -95,12 +95,14 @@ def accuracy(classify: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor) ->
     return (guess == labels).double().mean().item()
 
 
-def train_classifier(labelled: Labelled, settings: Settings, lr: float, steps: float, dropout: float) -> nn.Module:
-    """The encoder and a linear layer, trained on labelled examples alone."""
-    prepare = Binarise(255.0)
+def train_classifier(examples: Examples, settings: Settings, lr: float, steps: float, dropout: float) -> nn.Module:
+    """The encoder and a linear layer, trained on labelled examples alone; `dropout` where the encoder is dense."""
+    labelled = examples.labelled
+    settings = dataclasses.replace(settings, dropout=dropout)
     with seeded(settings.seed, "labels alone"):
-        encoder = DenseEncoder(labelled.x[0].numel(), settings.hidden_size, dropout)
-        network = nn.Sequential(encoder, nn.Linear(settings.hidden_size, 10))
+        model = build_model(settings, observe(examples.dataset, settings), examples.x)
+        encoder, prepare = model.posterior.encoder, model.preprocessing
+        network = nn.Sequential(encoder, nn.Linear(settings.hidden_size, len(examples.dataset.classes)))
         optimizer = torch.optim.Adam(network.parameters(), lr)
         for step in range(int(steps)):
             optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -112,15 +114,21 @@ def train_classifier(labelled: Labelled, settings: Settings, lr: float, steps: f
     return network.eval()
 
 
-def measure(settings: Settings, folder: Path) -> dict[str, Any]:
+def preprocessing(examples: Examples, settings: Settings) -> Preprocessing:
+    """From images as stored to what the encoder sees."""
+    with preserved():
+        return build_model(settings, observe(examples.dataset, settings), examples.x).preprocessing
+
+
+def measure(settings: Settings, folder: Path, alone: bool) -> dict[str, Any]:
     """What a run, or the classifier, is worth; kept in `folder` once it is known."""
     file = folder / "study.json"
     if file.exists():
-        if settings.method != LABELS_ALONE:
+        if not alone:
             runs.train(settings)  # refuses a folder of other settings
         return dict(json.loads(file.read_text()))
     started = time.monotonic()
-    if settings.method != LABELS_ALONE:
+    if not alone:
         metrics = runs.train(settings)
         _, _, model = runs.load_run(folder)
         dataset, classify = Examples.of(settings).dataset, model.classify
@@ -136,8 +144,8 @@ def measure(settings: Settings, folder: Path) -> dict[str, Any]:
         }
     else:
         examples = Examples.of(settings)
-        dataset, x = examples.dataset, evaluation.prepared(Binarise(255.0), examples.dataset.test_x)
-        classify = train_classifier(examples.labelled, settings, **CLASSIFIER)
+        dataset, x = examples.dataset, evaluation.prepared(preprocessing(examples, settings), examples.dataset.test_x)
+        classify = train_classifier(examples, settings, **CLASSIFIER)
         found = {"seconds": time.monotonic() - started}
     assert dataset.test_y is not None
     with seeded(settings.seed, "accuracy"):
@@ -147,19 +155,24 @@ def measure(settings: Settings, folder: Path) -> dict[str, Any]:
     return found
 
 
-def search(settings: Settings, options: dict[str, float]) -> float:
-    """Accuracy on held-out labels after a training without them."""
+def search(settings: Settings, options: dict[str, float], alone: bool) -> str:
+    """Accuracy on held-out labels after a training without them, and log p(x) of these examples."""
     examples = Examples.of(settings, HELD_OUT)
     held_out = examples.held_out
-    if settings.method == LABELS_ALONE:
-        classify: Callable[[Tensor], Tensor] = train_classifier(examples.labelled, settings, **(CLASSIFIER | options))
+    model = None
+    if alone:
+        classify: Callable[[Tensor], Tensor] = train_classifier(examples, settings, **(CLASSIFIER | options))
     else:
         with seeded(settings.seed, "model"):
             model = build_model(settings, observe(examples.dataset, settings), examples.x)
         Trainer(model, make_schedule(settings), examples.x, labelled=examples.labelled).fit()
         classify = model.classify
     with seeded(settings.seed, "held out"):
-        return accuracy(classify, Binarise(255.0)(held_out.x), held_out.label)
+        x = preprocessing(examples, settings)(held_out.x)
+        found = f"accuracy {accuracy(classify, x, held_out.label):.4f}"
+        if model is None or settings.latent_size != 2:
+            return found
+        return f"{found}, log p(x) {exact_log_likelihood(model.prior, model.likelihood, x).log_likelihood.mean():.1f}"
 
 
 def cell(values: Sequence[float], digits: int, scale: float = 1.0) -> str:
@@ -209,6 +222,7 @@ def machine() -> str:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", default="", help="folder with MNIST; downloaded into a cache if left out")
+    parser.add_argument("--dataset", default="mnist")
     parser.add_argument("--methods", nargs="+", default=[LABELS_ALONE, *METHODS], choices=[LABELS_ALONE, *METHODS])
     parser.add_argument("--priors", nargs="+", default=list(PRIORS), help="the first with all seeds, others with one")
     parser.add_argument("--seeds", type=int, default=3)
@@ -235,23 +249,25 @@ def main(argv: Sequence[str] | None = None) -> None:
             for seed in range(arguments.first_seed, arguments.first_seed + (arguments.seeds if index == 0 else 1)):
                 own = {} if alone else SETTINGS[method]
                 overrides = common | {"seed": str(seed)} | own | ({} if alone and arguments.search else given)
-                settings = resolve(f"mnist{SEMI}", ("ddvi" if alone else method) + SEMI, prior, overrides)
-                if alone:
-                    settings = dataclasses.replace(settings, method=LABELS_ALONE)
+                settings = resolve(arguments.dataset + SEMI, ("ddvi" if alone else method) + SEMI, prior, overrides)
                 if settings.threads:
                     torch.set_num_threads(settings.threads)
                 folder = (
-                    arguments.runs / f"{settings.n_labels}_labels" / method / ("" if alone else prior) / f"seed{seed}"
+                    arguments.runs
+                    / f"{arguments.dataset}_{settings.n_labels}_labels"
+                    / method
+                    / ("" if alone else prior)
+                    / f"seed{seed}"
                 )
                 settings = dataclasses.replace(settings, out=str(folder))
                 if arguments.search:
                     options = {name: float(value) for name, value in given.items()} if alone else {}
-                    print(method, prior, seed, *arguments.settings, f"{search(settings, options):.4f}", flush=True)
+                    print(method, prior, seed, *arguments.settings, f"{search(settings, options, alone)}", flush=True)
                     continue
                 if arguments.finished and not (folder / "study.json").exists():
                     missing.append(" ".join([method, *([] if alone else [prior]), f"seed {seed}"]))
                     continue
-                result = measure(settings, folder)
+                result = measure(settings, folder, alone)
                 print(method, prior, seed, json.dumps(result), file=sys.stderr, flush=True)
                 found.setdefault(("" if alone else prior, method), []).append(result)
     if found:

@@ -139,4 +139,4 @@ def test_the_studys_preset_keeps_what_labels_need_and_the_papers_does_not() -> N
     )
     assert (study.label_rate, study.agreement_weight) == (usual.label_rate, usual.agreement_weight)
     assert usual.label_rate < 1
-    assert (paper.label_rate, paper.agreement_weight, paper.label_dropout) == (1, 0, 0)
+    assert (paper.label_rate, paper.agreement_weight) == (1, 0)

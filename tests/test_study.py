@@ -90,8 +90,15 @@ def test_cores_are_shared_out_between_workers(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_stored_studies_and_files(tmp_path: Path) -> None:
+    sizes = {
+        "mnist_learning_rates": 45,
+        "mnist_same_objective": 50,
+        "mnist_limit": 3,
+        "mnist_frozen_decoder": 30,
+        "mnist_ablations": 23,
+    }
     for name in study.stored():
-        assert len(study.read([name]).members) == {"mnist_learning_rates": 45}.get(name, 54)
+        assert len(study.read([name]).members) == sizes.get(name, 54)
         assert study.read([name]).folder == Path.cwd() / "studies" / name
     assert len(names("mnist seed=0")) == 18
     file = tmp_path / "own.yaml"

@@ -157,7 +157,7 @@ def make_phases(settings: Settings) -> list[Phase]:
     first: Objective = WarmUp(settings.warmup_kl_weight, label_rate=settings.label_rate)
     objective = make_objective(settings)
     if settings.semi_supervised:
-        learning = (settings.classifier_weight, settings.agreement_weight, settings.label_dropout > 0)
+        learning = (settings.classifier_weight, settings.agreement_weight, settings.agreement_radius)
         first, objective = (SemiSupervised(each, *learning) for each in (first, objective))
     warm, frozen = settings.warmup, settings.freeze_decoder
     rests = frozenset({"likelihood"})
@@ -196,8 +196,7 @@ def _networks(kind: str, settings: Settings, observations: Observations) -> tupl
         decoder: nn.Module = networks.ConvolutionalDecoder(settings.latent_size, event_shape, size)
     else:
         shape = torch.Size((*event_shape, categories)) if categories else event_shape
-        dropout = (settings.semi_supervised and settings.label_dropout) or settings.dropout
-        encoder = networks.DenseEncoder(math.prod(shape), size, dropout)
+        encoder = networks.DenseEncoder(math.prod(shape), size, settings.dropout)
         decoder = networks.DenseDecoder(settings.latent_size, shape, size, settings.dropout)
     if categories:
         encoder = networks.TransformedEncoder(networks.OneHot(categories), encoder)

@@ -60,7 +60,6 @@ _DIFFUSION = ("steps", "noise", "denoiser_size", "denoiser_layers", "covariance"
 _LABELS: Mapping[str, object] = {
     "classifier_weight": 20.0,
     "agreement_weight": 20.0,
-    "label_dropout": 0.5,
     "label_rate": 0.01,
 }
 """Chosen by short runs on held-out labels of one seed, for DDVI and the VAE; see `benchmarks/semi_supervised.py`."""

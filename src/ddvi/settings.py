@@ -69,11 +69,9 @@ class Settings:
     n_labels: int = setting(0, "labels that a semi-supervised run may see; 0 takes all that are known", minimum=0)
     classifier_weight: float = setting(50.0, "semi-supervised: weight of log q(l|x) of labelled examples", minimum=0)
     agreement_weight: float = setting(
-        0.0, "semi-supervised: weight of agreeing with oneself under label_dropout", minimum=0
+        0.0, "semi-supervised: weight of q(l|x) agreeing with itself about a disturbed x", minimum=0
     )
-    label_dropout: float = setting(
-        0.0, "semi-supervised: dropout in a dense encoder where q(l|x) learns; 0 takes dropout", minimum=0, maximum=0.9
-    )
+    agreement_radius: float = setting(1.0, "semi-supervised: length of the disturbance, in units of x", above=0)
     label_rate: float = setting(
         1.0, "semi-supervised: how far q(l|x) goes towards the decoder's verdict at once", minimum=0, maximum=1
     )

@@ -3,17 +3,16 @@
     labelled x:    the objective given the label, and classifier_weight · log q(l|x)
     unlabelled x:  the objective summed over labels, Σ_l q(l|x) [ ELBO(x, l) + log p(l) − log q(l|x) ]
 
-A few labels are soon learnt by heart. Against that the encoder's hidden units are dropped at random where q(l|x) learns
-(and only there: bounds and draws are free of that noise), and without a label q(l|x) learns with units dropped what it
-says with all of them, q̄(l|x): agreement_weight · Σ_l q̄(l|x) log q(l|x).
+A few labels are soon learnt by heart. Against that q(l|x) learns without a label to say of a disturbed x what it says
+of x itself, q̄(l|x): agreement_weight · Σ_l q̄(l|x) log q(l|x + r). The disturbance r, of a given length, is the one that
+changes q(l|x) most, found by one step of power iteration on the Hessian of KL( q̄(l|x) ‖ q(l|x + r) ) at r = 0.
 
-Sources: Kingma et al., Semi-supervised Learning with Deep Generative Models, 2014; Bachman et al., Learning with
-Pseudo-Ensembles, 2014, for the agreement.
+Sources: Kingma et al., Semi-supervised Learning with Deep Generative Models, 2014; Miyato et al., Virtual Adversarial
+Training, 2018, for the agreement.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
@@ -23,8 +22,10 @@ from torch import Tensor
 
 from ddvi.errors import InputError
 from ddvi.model import LatentVariableModel
-from ddvi.networks import Dropout
 from ddvi.objectives.base import Batch, DataObjective, Labelled, Objective, Update
+from ddvi.randomness import draw
+
+_PROBE = 0.1  # length of the step that asks for the direction: small beside x itself, large beside rounding
 
 
 @final
@@ -37,25 +38,22 @@ class SemiSupervised(Objective):
     Args:
         inner: the objective on data.
         classifier_weight: of −log q(l|x) of labelled examples, in nats.
-        agreement_weight: of −Σ_l q̄(l|x) log q(l|x) of unlabelled examples, in nats.
-        dropout: whether the encoder's units are dropped where q(l|x) learns, and only there.
+        agreement_weight: of −Σ_l q̄(l|x) log q(l|x + r) of unlabelled examples, in nats. Categories, which are whole
+            numbers, can't be disturbed and have no such term.
+        agreement_radius: length of r, in units of x.
     """
 
     inner: Objective
     classifier_weight: float = 50.0
     agreement_weight: float = 0.0
-    dropout: bool = False
+    agreement_radius: float = 1.0
 
     def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
         labelled = batch.labelled
         if labelled is None or (model.classifier is None and isinstance(self.inner, DataObjective)):
             raise InputError("semi-supervised training needs labelled examples and a model with a classifier")
-        updates, pending = self.inner.updates(model, batch), True
-        while True:
-            with self._undropped(model):
-                update = next(updates, None)
-            if update is None:
-                return
+        pending = True
+        for update in self.inner.updates(model, batch):
             if pending and "posterior" in update.children:
                 pending = False
                 update = self._with_labels(model, batch, labelled, update)
@@ -63,48 +61,35 @@ class SemiSupervised(Objective):
 
     def _with_labels(self, model: LatentVariableModel, batch: Batch, labelled: Labelled, update: Update) -> Update:
         """The first update of the posterior, with what labels add to it."""
-        loss, terms, known = update.loss, {}, None
+        loss, terms = update.loss, dict(update.terms)
         if isinstance(self.inner, DataObjective):
-            with self._undropped(model):
-                told, terms = self.inner.loss(model, labelled.x, labelled.label, batch.progress)
-            loss, known = loss + told, terms["classification"]
-        terms = {f"labelled_{name}": value for name, value in terms.items()}
-        learnt = self._classification(model, batch.x, labelled, known)
-        loss = loss + self.classifier_weight * learnt["labelled_classification"]
-        if "agreement" in learnt:
-            loss = loss + self.agreement_weight * learnt["agreement"]
-        return Update(update.children, loss, update.terms | terms | learnt)
+            told, named = self.inner.loss(model, labelled.x, labelled.label, batch.progress)
+            loss = loss + told
+            terms |= {f"labelled_{name}": value for name, value in named.items()}
+        else:
+            log_label = model.classify(labelled.x)
+            terms["labelled_classification"] = -log_label.gather(1, labelled.label[:, None])[:, 0]
+        loss = loss + self.classifier_weight * terms["labelled_classification"]
+        if self.agreement_weight > 0 and batch.x.is_floating_point():
+            terms["agreement"] = self._disagreement(model, batch.x)
+            loss = loss + self.agreement_weight * terms["agreement"]
+        return Update(update.children, loss, terms)
 
-    def _classification(
-        self, model: LatentVariableModel, x: Tensor, labelled: Labelled, known: Tensor | None
-    ) -> dict[str, Tensor]:
-        """Minus log q(l|x) where l is known, and the cross entropy between q̄(l|x) and q(l|x) where it isn't."""
-        agree = self.agreement_weight > 0 and bool(self._dropping(model))  # else they agree anyway
-        if known is not None and not (agree or self.dropout):
-            return {"labelled_classification": known}
-        log_label = model.classify(torch.cat([labelled.x, x]) if agree else labelled.x)
-        count = len(labelled.label)
-        terms = {"labelled_classification": -log_label[:count].gather(1, labelled.label[:, None])[:, 0]}
-        if agree:
-            with torch.no_grad(), self._undropped(model):
-                whole = model.classify(x).exp()
-            terms["agreement"] = -(whole * log_label[count:]).sum(1)
-        return terms
+    def _disagreement(self, model: LatentVariableModel, x: Tensor) -> Tensor:
+        """−Σ_l q̄(l|x) log q(l|x + r) of x (B, *event): (B,)."""
+        with torch.no_grad():
+            label = model.classify(x).exp()
+        probe = _unit(draw(torch.randn, x.shape, 0, device=x.device, dtype=x.dtype)).mul_(_PROBE).requires_grad_()
+        (steepest,) = torch.autograd.grad(_cross_entropy(label, model.classify(x + probe)).sum(), probe)
+        return _cross_entropy(label, model.classify(x + self.agreement_radius * _unit(steepest)))
 
-    @contextlib.contextmanager
-    def _undropped(self, model: LatentVariableModel) -> Iterator[None]:
-        """The encoder with all of its units, where they are dropped for q(l|x) alone."""
-        layers = self._dropping(model)
-        before = [layer.training for layer in layers]
-        for layer in layers:
-            layer.train(False)
-        try:
-            yield
-        finally:
-            for layer, training in zip(layers, before, strict=True):
-                layer.train(training)
 
-    def _dropping(self, model: LatentVariableModel) -> list[Dropout]:
-        """The layers that are to drop units where q(l|x) learns."""
-        modules = model.posterior.encoder.modules() if self.dropout else ()
-        return [module for module in modules if isinstance(module, Dropout)]
+def _cross_entropy(label: Tensor, log_label: Tensor) -> Tensor:
+    """Of tables (B, C): (B,)."""
+    return -(label * log_label).sum(1)
+
+
+def _unit(value: Tensor) -> Tensor:
+    """Rows (B, *event) at length 1; those of length 0 as they are."""
+    length = torch.linalg.vector_norm(value.flatten(1), dim=1).clamp_min(torch.finfo(value.dtype).tiny)
+    return value / length.view(-1, *[1] * (value.dim() - 1))
