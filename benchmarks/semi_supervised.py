@@ -7,7 +7,7 @@ A run is what `ddvi train DATASET_semi METHOD_semi PRIOR` does with `SETTINGS` a
 that are finished are read, interrupted ones go on, so several processes may share the work. The classifier is the same
 encoder with a linear layer, trained on exactly the labelled examples that the runs of its seed see. Accuracy is that of
 argmax q(l|x) on the whole test set; the exact log-likelihood is on its first 1,000 examples.
-`--search` trains with a part of the seed's labels and prints accuracy and log p(x) on the rest: test data is never read.
+`--search` trains with a part of the seed's labels and prints accuracy and log p(x) on the rest, never on test data.
 """
 
 from __future__ import annotations
