@@ -117,6 +117,8 @@ class Settings:
     limit: int = setting(0, "caps training and test examples; 0 takes all", minimum=0)
     validation: int = setting(1000, "training examples held out for the history", minimum=0)
     evaluation: str = setting("full", "quick caps examples, draws and nodes", choices=("quick", "full"))
+    report: bool = setting(True, "write report.html when all is done")
+    logger: str = setting("none", "who else watches the training", choices=("none", "tensorboard", "wandb", "mlflow"))
     device: str = setting(
         "auto", "auto takes an accelerator where there is one", choices=("auto", "cpu", "cuda", "mps")
     )
@@ -147,7 +149,10 @@ class Settings:
 
 
 FIELDS: dict[str, dataclasses.Field[Any]] = {field.name: field for field in dataclasses.fields(Settings)}
-FREE_ON_RESUME = {"out", "data_root", "device", "devices", "threads", "resume", "overwrite", "evaluation"}
+FREE_ON_RESUME = {
+    *("out", "data_root", "device", "devices", "threads", "resume", "overwrite"),
+    *("evaluation", "report", "logger"),
+}
 """Settings that don't decide what is learnt, and may differ when a run is resumed."""
 
 DATASET_DEFAULTS: dict[str, dict[str, Any]] = {

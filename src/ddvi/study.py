@@ -199,6 +199,7 @@ def _members(grid: Mapping[str, Sequence[str]], threads: int, folder: Path) -> I
             axes |= {key.rpartition(".")[2]: grid[key] for key in grid if key.rpartition(".")[0] == scope}
         for values in itertools.product(*axes.values()):
             given = dict(zip(axes, values, strict=True)) | {"threads": str(threads)}
+            given = {"report": "false"} | given  # `ddvi report` writes those that are wanted
             settings = resolve(dataset, method, prior, given)
             given["out"] = str(folder / _place(settings))
             seeds = axes.get("seed", [given.get("seed", "0")])
