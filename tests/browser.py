@@ -9,6 +9,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,6 +18,14 @@ from typing import Any
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 PATIENCE = 60.0
+# The protocol wants its pipes as descriptors 3 and 4, whatever these are by now.
+_LAUNCH = """
+import fcntl, os, sys
+pipes = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3]]
+for number, pipe in zip((3, 4), pipes):
+    os.dup2(pipe, number)
+os.execvp(sys.argv[3], sys.argv[3:])
+"""
 
 
 def program() -> str | None:
@@ -144,10 +153,9 @@ def browser() -> Iterator[Page]:
             "--host-resolver-rules=MAP * ~NOTFOUND",
             "about:blank",
         ]
-        # The protocol wants its pipes as descriptors 3 and 4, which a shell can give it.
-        shell = ["sh", "-c", f'exec "$0" "$@" 3<&{to_read} 4>&{to_write}', *words]
+        launch = [sys.executable, "-c", _LAUNCH, str(to_read), str(to_write), *words]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        process = subprocess.Popen(shell, pass_fds=(to_read, to_write), **quiet)
+        process = subprocess.Popen(launch, pass_fds=(to_read, to_write), **quiet)
         os.close(to_read)
         os.close(to_write)
         try:

@@ -27,6 +27,7 @@ FILES = {
     "samples.png",
     "reconstructions.png",
     "curves.png",
+    "report.html",
 }
 
 

@@ -45,7 +45,7 @@ def compare(names: Sequence[str], given: Mapping[str, str]) -> int:
     console = progress.console()
     console.print(_table(runs, stars=not console.is_terminal))
     for note in comparison.notes(runs):
-        console.print(note)
+        console.print(note, soft_wrap=True)
     return 0
 
 

@@ -131,7 +131,9 @@ def notes(runs: Sequence[Run]) -> list[str]:
     elif efforts == {"quick"}:
         said.append("evaluation=quick: capped examples, draws and nodes; evaluation=full is the measure to report")
     if len(runs) > 1 and comparable(runs):
-        said.append("one run each; that a method is better than another takes several seeds: 'ddvi study'")
+        said.append(
+            "one run each: whether a method is better than another takes several seeds, as 'ddvi study' runs them"
+        )
     return said
 
 

@@ -199,7 +199,6 @@ def _members(grid: Mapping[str, Sequence[str]], threads: int, folder: Path) -> I
             axes |= {key.rpartition(".")[2]: grid[key] for key in grid if key.rpartition(".")[0] == scope}
         for values in itertools.product(*axes.values()):
             given = dict(zip(axes, values, strict=True)) | {"threads": str(threads)}
-            given = {"report": "false"} | given  # `ddvi report` writes those that are wanted
             settings = resolve(dataset, method, prior, given)
             given["out"] = str(folder / _place(settings))
             seeds = axes.get("seed", [given.get("seed", "0")])
@@ -315,7 +314,8 @@ def run_member(config: DictConfig) -> str:
 def _process(words: Sequence[str], folder: Path, threads: int) -> int:
     """Run `ddvi train` to its end, its words into the folder's log, and return its status, below 0 if killed."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "ddvi.member", *words, "resume=true"]
+    report = [] if any(word.startswith("report=") for word in words) else ["report=false"]  # `ddvi report` writes it
+    command = [sys.executable, "-m", "ddvi.member", *words, *report, "resume=true"]
     with (folder / LOG).open("ab") as log:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment)
     _running.add(process)

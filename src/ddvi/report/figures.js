@@ -30,7 +30,7 @@ function posterior(entry, data) {
   const q = entry.approximate && unpack(entry.approximate);
   const [x0, x1, y0, y1] = entry.window.map((value) => figure(value, 2));
   const top = Math.max(...exact);
-  const pair = element("div", { class: "pair" }, field(exact, top, entry, "p(z | x)"), field(q, top, entry, "q(z | x)"));
+  const pair = element("div", { class: "pair" }, field(exact, top, entry, "p(z | x)"), field(q, top, entry, `q(z | x)${entry.draws ? `, of ${entry.draws.toLocaleString("en")} draws` : ""}`));
   const where = element("p", { class: "caption" }, `z₁ from ${x0} to ${x1}, z₂ from ${y0} to ${y1}`);
   return element("div", { class: "example" }, element("div", { class: "title" }, tile(data, entry.row, 56), words), pair, where);
 }
@@ -97,9 +97,9 @@ function drawDecoded() {
       return element("figure", {}, mosaic({ url }, `Feature ${i + 1} over the latent space`), element("figcaption", {}, `feature ${i + 1}`));
     });
     card.append(element("div", { class: "maps" }, ...maps), caption);
-    const rest = run.decoded.features - maps.length;
-    const scale = "From dark (its first percentile in the data) to bright (its last).";
-    card.append(element("p", { class: "caption" }, scale + (rest > 0 ? ` ${rest} more features aren't shown.` : "")));
+    const all = run.decoded.features;
+    const scale = "From dark (a feature's first percentile in the data) to bright (its last).";
+    card.append(element("p", { class: "caption" }, scale + (all > maps.length ? ` ${maps.length} of ${all} features are shown.` : "")));
   });
 }
 
@@ -154,7 +154,8 @@ function drawConfusion() {
       });
       return element("tr", {}, element("th", { scope: "row" }, names[i]), ...cells);
     });
-    const table = element("table", { class: "confusion" }, element("thead", {}, head), element("tbody", {}, ...rows));
+    const long = names.some((name) => name.length > 4);
+    const table = element("table", { class: `confusion${long ? " long" : ""}` }, element("thead", {}, head), element("tbody", {}, ...rows));
     const recolour = () =>
       table.querySelectorAll("tbody tr").forEach((row, i) => {
         const counts = run.confusion_matrix[i];

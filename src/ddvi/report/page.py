@@ -42,18 +42,20 @@ def render(runs: Sequence[Run], gathered: Sequence[Mapping[str, Any]]) -> str:
     names = comparison.names(runs)
     data, entries = {}, []
     for run, name, found in zip(runs, names, gathered, strict=True):
-        content = dict(found)
-        key = content.pop("data")
-        classes = key["classes"]
-        data[key["key"]] = key | {"colours": colours_of(len(classes)) if classes else []}
-        entries.append(content | {"name": name, "data": key["key"], "history": _history(run), **_labels(run)})
-    title = names[0] if len(runs) > 1 else " · ".join([runs[0].place[0], runs[0].row[0], runs[0].settings.prior])
-    title = title if len(runs) == 1 else f"{len(runs)} runs: {', '.join(names)}"
+        shown = found["data"]
+        classes = shown["classes"]
+        data[shown["key"]] = shown | {"colours": colours_of(len(classes)) if classes else []}
+        facts = {"name": name, "data": shown["key"], "history": _history(run)}
+        entries.append({**found, **facts, **_labels(run)})
+    title = " · ".join([runs[0].place[0], runs[0].row[0], runs[0].settings.prior])
+    if several := len(runs) > 1:
+        title = f"{len(runs)} runs: {', '.join(names)}"
+    wide = several or not all(shown["image"] for shown in data.values())
     content = {"runs": entries, "data": data, "palette": list(PALETTE)}
     return Template((_HERE / "page.html").read_text(encoding="utf-8")).substitute(
         title=escape(title),
         head=_head(runs, names),
-        several="several" if len(runs) > 1 else "",
+        wide="several" if wide else "",
         measures=_measures(runs, names),
         provenance="".join(_provenance(run, name) for run, name in zip(runs, names, strict=True)),
         style=(_HERE / "page.css").read_text(encoding="utf-8"),
