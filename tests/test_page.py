@@ -273,8 +273,11 @@ def test_the_theme_can_be_chosen(page: Page, single: Path) -> None:
 
 
 def test_it_prints(page: Page, single: Path) -> None:
-    load(page, single)
+    load(page, single, scheme="dark")
+    page.evaluate("addEventListener('beforeprint', () => (window.printed = paper()))")
     assert len(page.call("Page.printToPDF", printBackground=True)["data"]) > 50_000
+    assert page.evaluate("window.printed") == "rgb(255, 255, 255)", "paper is white"
+    assert page.evaluate("paper()") != "rgb(255, 255, 255)"
     page.call("Emulation.setEmulatedMedia", media="print")
     assert page.evaluate("getComputedStyle(document.querySelector('nav')).display") == "none"
     page.call("Emulation.setEmulatedMedia", media="")

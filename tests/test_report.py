@@ -159,7 +159,7 @@ def test_a_smoothed_density_is_that_of_its_draws(float64: None) -> None:
         mass = posterior.smoothed(draws, centre + offsets) * (steps[1] - steps[0]) ** 2
         assert float(mass.sum()) == pytest.approx(0.5, abs=0.02)
         spread = (offsets.square() * mass[:, None]).sum(0) / mass.sum()
-        assert spread.sqrt().tolist() == pytest.approx([scale, scale], rel=0.12)
+        assert spread.sqrt().tolist() == pytest.approx([scale, scale], rel=0.2)
 
 
 def test_sprites_hold_every_tile_where_it_is_looked_for() -> None:

@@ -95,7 +95,12 @@ function gallery(data) {
   const box = element("div", { class: "gallery", "aria-live": "polite" });
   const show = (rows, what) => {
     if (!rows.length) {
-      box.replaceChildren(element("p", {}, "Draw a loop in the plot, or choose a class, and its examples appear here."));
+      const said = element("p", {}, "Draw a loop in the plot, or choose a class, and its examples appear here.");
+      box.replaceChildren(said);
+      if (several) return;
+      const first = [...Array(Math.min(data.image ? 180 : 25, data.sprite.count)).keys()];
+      said.append(` Till then the first ${first.length} of all.`);
+      box.append(data.image ? images(data, first) : strips(data, first));
       return;
     }
     const shown = rows.slice(0, mostShown);

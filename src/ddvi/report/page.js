@@ -56,6 +56,17 @@ function startTheme() {
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
   button.textContent = dark() ? "light" : "dark";
+  let chosen;
+  addEventListener("beforeprint", () => {
+    chosen = document.documentElement.dataset.theme;
+    document.documentElement.dataset.theme = "light"; // paper is white
+    show();
+  });
+  addEventListener("afterprint", () => {
+    if (chosen) document.documentElement.dataset.theme = chosen;
+    else delete document.documentElement.dataset.theme;
+    show();
+  });
 }
 
 /* Classes: a colour and a marker each, so that neither is needed alone. Outlines are in a square from −1 to 1. */

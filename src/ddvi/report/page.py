@@ -185,6 +185,10 @@ def _labels(run: Run) -> dict[str, Any]:
     return {name: metrics.get(name) for name in ("confusion_matrix", "accuracy", "calibration_error")}
 
 
+def _several(count: int | None, unit: str) -> str:
+    return f"{count} {unit}{'s' * (count != 1)}"
+
+
 def _provenance(run: Run, name: str) -> str:
     """Command, settings, versions, commit, machine and data of a run."""
     config, metrics, settings = folders.read_config(run.folder), run.metrics, run.settings
@@ -195,8 +199,8 @@ def _provenance(run: Run, name: str) -> str:
         "likelihood": f"{likelihood}, {LIKELIHOODS.get(likelihood, '')}",
         "commit": run.commit or "unknown: not run from a checkout",
         "versions": ", ".join(f"{key} {value}" for key, value in (config.get("versions") or {}).items()),
-        "machine": f"{machine.get('processor')}, {machine.get('cores')} cores, {machine.get('threads')} threads,"
-        f" device {metrics.get('device')}",
+        "machine": f"{machine.get('processor')}; {_several(machine.get('cores'), 'core')},"
+        f" {_several(machine.get('threads'), 'thread')}, device {metrics.get('device')}",
         "seconds": ", ".join(f"{key} {value:,.0f}" for key, value in seconds.items()),
         "examples": f"{metrics.get('n_train'):,} for training, {metrics.get('n_validation'):,} for validation,"
         f" {metrics.get('n_test'):,} for tests",

@@ -31,7 +31,7 @@ _DRAWS = 400  # for the bound
 _GAP_DRAWS = 100
 _GAP_AUXILIARY_DRAWS = 100
 _PICTURE_DRAWS = 2000
-_NEIGHBOURS = 12
+_NEIGHBOURS = 12  # one draw in so many is a draw's neighbour
 _NEGLIGIBLE = 1e-3  # share of the evidence in a cell
 
 
@@ -105,8 +105,8 @@ def _gap(model: LatentVariableModel, x: Tensor, draws: Tensor, log_evidence: Ten
 
 def smoothed(draws: Tensor, nodes: Tensor) -> Tensor:
     """A density at nodes (M, 2) from draws (N, 2): a Gaussian around each, as wide as its neighbourhood."""
-    distances = torch.cdist(draws, draws).kthvalue(min(_NEIGHBOURS + 1, len(draws)), dim=1).values
-    scale = 0.6 * distances.clamp_min(1e-4)
+    distances = torch.cdist(draws, draws).kthvalue(len(draws) // _NEIGHBOURS, dim=1).values
+    scale = 0.45 * distances.clamp_min(1e-4)
     kernels = (-0.5 * (torch.cdist(nodes, draws) / scale).square()).exp() / (2 * math.pi * scale.square())
     return kernels.mean(1)
 
