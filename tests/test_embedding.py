@@ -14,7 +14,6 @@ from ddvi.composition import Observations
 from ddvi.errors import InputError
 from ddvi.settings import resolve
 
-pytestmark = pytest.mark.xdist_group("embedding")  # its runs are trained once
 SMALL = {"epochs": 1, "hidden_size": 16, "limit": 300, "evaluation": "quick", "report": False, "threads": 1}
 
 

@@ -14,10 +14,9 @@ from browser import Page, browser, program
 from ddvi import runs
 from ddvi.settings import resolve
 
-pytestmark = [
-    pytest.mark.skipif(program() is None, reason="there is no Chromium: apt install chromium, or set DDVI_CHROMIUM"),
-    pytest.mark.xdist_group("page"),
-]
+pytestmark = pytest.mark.skipif(
+    program() is None, reason="there is no Chromium: apt install chromium, or set DDVI_CHROMIUM"
+)
 SMALL = {"epochs": 2, "hidden_size": 16, "limit": 300, "evaluation": "quick", "threads": 1}
 HOSTILE = "</script><img src=x onerror=\"document.title='pwned'\">"
 RUNS = [("digits_semi", "ddvi_semi", "pinwheel"), ("digits", "aae", "gaussian")]
