@@ -36,6 +36,11 @@ SMALL = ("digits", "vae", "pinwheel", "hidden_size=16", "limit=200", "evaluation
         (["study", "mnist", "vae,vea", "pinwheel"], 2),
         (["tables", "/nowhere"], 2),
         (["sample"], 2),
+        (["report", "--help"], 0),
+        (["report"], 2),
+        (["report", "/nowhere"], 2),
+        (["compare", "/nowhere", "/nowhere"], 2),
+        (["embed", "/nowhere", "digits"], 2),
     ],
 )
 def test_answers_that_need_no_torch_import_none(words: list[str], status: int) -> None:
@@ -63,6 +68,9 @@ def test_answers_that_need_no_torch_import_none(words: list[str], status: int) -
         (["sample", ".", "sed=3"], "did you mean 'seed'?"),
         (["sample", ".", "-n", "0"], "at least 1"),
         (["sample", "."], "holds no config.yaml"),
+        (["report", "."], "holds no config.yaml"),
+        (["report", ".", "to=x"], "choose from out, data_root"),
+        (["embed", ".", "digits"], "holds no config.yaml"),
         (["sample", ".", "-n", "many"], "invalid int value"),
     ],
 )

@@ -26,6 +26,7 @@ PAGES = (
     "CHANGELOG.md",
     "docs/extending.md",
     "docs/architecture.md",
+    "docs/report.md",
     "docs/methods/semi_supervised.md",
 )
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -89,7 +90,7 @@ def test_the_readmes_tables_name_what_there_is() -> None:
 @pytest.mark.parametrize("page", ["README.md", "docs/architecture.md"])
 def test_the_files_of_a_run_are_those_of_the_tables(page: str) -> None:
     named = {name.strip(" `") for row in table(page, "file") for name in row[0].split(",")}
-    files = {folders.CONFIG, folders.CHECKPOINT, folders.WEIGHTS, folders.METRICS, folders.HISTORY}
+    files = {folders.CONFIG, folders.CHECKPOINT, folders.WEIGHTS, folders.METRICS, folders.HISTORY, folders.REPORT}
     assert named == files | {"latents.png", "samples.png", "reconstructions.png", "curves.png"}
 
 

@@ -29,6 +29,7 @@ FILES = {
     "samples.png",
     "reconstructions.png",
     "curves.png",
+    "report.html",
 }
 
 

@@ -1,4 +1,4 @@
-"""The command line: `ddvi train`, `evaluate`, `sample`, `study`, `tables`, `list`.
+"""The command line: `ddvi train`, `evaluate`, `report`, `compare`, `sample`, `embed`, `study`, `tables`, `list`.
 
 Whatever concerns names, values and run folders is answered before torch is imported.
 """
@@ -29,7 +29,10 @@ Diffusion models as variational posteriors for latent-variable models.
 
   ddvi train [DATASET ALGORITHM PRIOR] [key=value ...]   train, evaluate, fill the run folder
   ddvi evaluate RUN [key=value ...]                      evaluate a run folder again
+  ddvi report RUN [RUN ...] [out=FILE.html]              a page on a run, or on several side by side
+  ddvi compare RUN RUN [...]                             their measures side by side, here
   ddvi sample RUN [-n N] [-o FILE.npz] [seed=N]          draw from a trained model
+  ddvi embed RUN DATA [-o FILE.csv] [seed=N]             latents, bounds, class probabilities of new data
   ddvi study STUDY | DATASETS METHODS PRIORS [key=…]     run a grid, a comma between values; then tables
   ddvi tables FOLDER [-o FOLDER]                         tables and pictures of finished runs
   ddvi list                                              datasets, methods, priors, settings
@@ -142,6 +145,31 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("-o", dest="output", metavar="FILE.npz", help="the file (RUN/samples.npz)")
     sample.set_defaults(run=_sample)
 
+    embed = commands.add_parser(
+        "embed", usage="ddvi embed RUN DATA [-o FILE] [key=value …]", help="latents of new data", **options
+    )
+    embed.description = (
+        "Latents, bounds on log p(x) and, of a run with labels, class probabilities: of all of a .npz or .npy file, or"
+        " of a data set's test part; seed=…, samples=K (10), data_root=…, device=…, threads=…"
+    )
+    embed.add_argument("words", nargs="*", metavar="RUN DATA", help="the run folder, the data, settings as key=value")
+    embed.add_argument("-o", dest="output", metavar="FILE", help="a .csv, .npy or .parquet file (RUN/latents.csv)")
+    embed.set_defaults(run=_embed)
+
+    report = commands.add_parser(
+        "report", usage="ddvi report RUN [RUN …] [out=FILE]", help="a page on one run or several", **options
+    )
+    report.description = "One HTML file that opens from disk: measures, latent space, posteriors, samples; data_root=…"
+    report.add_argument(
+        "words", nargs="*", metavar="RUN", help="run folders; out=FILE (report.html where they all are)"
+    )
+    report.set_defaults(run=_report)
+
+    compare = commands.add_parser("compare", usage="ddvi compare RUN RUN […]", help="runs side by side", **options)
+    compare.description = "The measures of finished runs side by side, the best in bold."
+    compare.add_argument("words", nargs="*", metavar="RUN", help="run folders")
+    compare.set_defaults(run=_compare)
+
     study = commands.add_parser("study", usage=f"ddvi study {_STUDY}", help="run a grid and make its tables", **options)
     study.description = _STUDY_DESCRIPTION
     study.add_argument("words", nargs="*", metavar="…", help="a stored study or three names, and settings as key=value")
@@ -237,32 +265,27 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _sample(arguments: argparse.Namespace) -> int:
-    folder, given = _one_folder("sample", arguments.words)
-    for name in given:
-        check_name("setting of sampling", name, ["seed"])
-    from ddvi import folders, runs
-    from ddvi.settings import convert
+    from ddvi import commands
 
-    seed = convert("seed", given.get("seed", 0))
-    if arguments.count < 1:
-        raise InputError(f"-n {arguments.count} is not at least 1")
-    output = Path(arguments.output or folder / "samples.npz")
-    if not output.absolute().parent.is_dir():
-        raise InputError(f"the folder of {output} doesn't exist; make it, or give another file with -o")
-    folders.read_settings(folder)
-    draws = runs.sample(folder, arguments.count, seed)
-    import numpy as np
+    return commands.sample(*_one_folder("sample", arguments.words), arguments)
 
-    from ddvi.files import write_aside
 
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, x=draws["x"].numpy(), mean=draws["mean"].numpy(), z=draws["z"].numpy())
+def _embed(arguments: argparse.Namespace) -> int:
+    from ddvi import commands
 
-    write_aside(output, write)
-    shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in draws.items())
-    print(f"{output}: {shapes}")
-    return 0
+    return commands.embed(*_split(arguments.words), arguments.output)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from ddvi import commands
+
+    return commands.report(*_split(arguments.words))
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from ddvi import commands
+
+    return commands.compare(*_split(arguments.words))
 
 
 def _study(arguments: argparse.Namespace) -> int:
@@ -348,7 +371,10 @@ def _list(_: argparse.Namespace) -> int:
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "train": _train,
     "evaluate": _evaluate,
+    "report": _report,
+    "compare": _compare,
     "sample": _sample,
+    "embed": _embed,
     "study": _study,
     "tables": _tables,
     "list": _list,

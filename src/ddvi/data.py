@@ -315,9 +315,9 @@ def _unpack(archive: Path) -> None:
 
 def _load_own(path: Path, seed: int) -> Dataset:
     fingerprint: dict[str, str] = {}
-    arrays = _read_numpy(path, fingerprint)
+    arrays = read_numpy(path, fingerprint)
     parts = ("",) if "x" in arrays else ("_train", "_test")
-    xs = [_check_values(f"x{part} of '{path}'", arrays[f"x{part}"]) for part in parts]
+    xs = [check_values(f"x{part} of '{path}'", arrays[f"x{part}"]) for part in parts]
     pairs = [(f"y{part}", x) for part, x in zip(parts, xs, strict=True) if f"y{part}" in arrays]
     ys = [_check_labels(f"{key} of '{path}'", arrays[key], x) for key, x in pairs]
     alike = len({x.shape[1:] for x in xs}) == 1 and len({y.dtype.kind for y in ys}) <= 1
@@ -335,7 +335,7 @@ def _load_own(path: Path, seed: int) -> Dataset:
     return Dataset(path.stem, x[train], x[test], *labels, classes, maximum, fingerprint)
 
 
-def _read_numpy(path: Path, fingerprint: dict[str, str]) -> dict[str, np.ndarray]:
+def read_numpy(path: Path, fingerprint: dict[str, str]) -> dict[str, np.ndarray]:
     """The arrays of a `.npz` file under the names x and y, or x_train and so on; a `.npy` file is x."""
     content, arrays, names = _contents(path, fingerprint), {}, []
     keys = {"data": "x", "X": "x", "labels": "y"}  # beside our own names, which come later and so win
@@ -356,7 +356,7 @@ def _read_numpy(path: Path, fingerprint: dict[str, str]) -> dict[str, np.ndarray
     return arrays
 
 
-def _check_values(what: str, x: np.ndarray) -> np.ndarray:
+def check_values(what: str, x: np.ndarray) -> np.ndarray:
     """Refuse what can't be modelled; images without a channel get one."""
     if x.dtype.kind not in "biuf":
         _refuse(f"{what} has dtype {x.dtype}: convert it to real numbers, such as float32")

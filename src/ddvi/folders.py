@@ -23,7 +23,7 @@ from ddvi.files import write_aside
 from ddvi.settings import FIELDS, FREE_ON_RESUME, Settings, as_text, convert
 
 CONFIG, CHECKPOINT, WEIGHTS = "config.yaml", "checkpoint.safetensors", "model.safetensors"
-METRICS, HISTORY = "metrics.json", "history.csv"
+METRICS, HISTORY, REPORT = "metrics.json", "history.csv", "report.html"
 _PACKAGES = ("ddvi", "torch", "numpy", "zuko", "lightning-fabric", "scikit-learn", "safetensors", "matplotlib")
 
 
@@ -202,6 +202,15 @@ def make_writable(folder: Path) -> None:
         probe.unlink(missing_ok=True)  # processes of one number on several machines share it
     except OSError as error:
         raise InputError(f"out={folder} can't be written ({error.strerror}); give another folder") from None
+
+
+def check_file(path: Path) -> None:
+    """Refuse a file that can't be written, before the work that fills it."""
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        fault = "is a folder" if path.is_dir() else "is in a folder that doesn't exist"
+        raise InputError(f"{path} {fault}; give the file's own path, in a folder that is there")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise InputError(f"{path} can't be written; give a file in another folder")
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What the terminal shows of a run: the live line, and the closing table."""
+"""What the terminal shows: the live line of a training, the bar of other work, the closing table."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
 from ddvi.catalogue import MEASURES
+from ddvi.folders import REPORT
 from ddvi.settings import Settings
 
 
@@ -79,6 +80,26 @@ class Watcher:
             self.console.print(text, soft_wrap=True)
 
 
+class Counter:
+    """A bar that counts; nothing where there is no terminal."""
+
+    def __init__(self, console: Console, unit: str) -> None:
+        count = TextColumn("{task.completed:,.0f}/{task.total:,.0f} " + unit)
+        options: dict[str, Any] = {"console": console, "transient": True, "disable": not console.is_terminal}
+        self.progress = Progress(count, BarColumn(bar_width=24), TimeRemainingColumn(compact=True), **options)
+        self.task = self.progress.add_task("", total=1)
+
+    def __enter__(self) -> Counter:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def advance(self, done: int, total: int) -> None:
+        self.progress.update(self.task, completed=done, total=total)
+
+
 def _short(name: str) -> str:
     """A term's name for the live line."""
     return "valid." if name == "validation_bound" else name if len(name) < 8 else f"{name[:5]}."
@@ -100,3 +121,5 @@ def print_metrics(console: Console, metrics: Mapping[str, Any], folder: Path) ->
     if metrics.get("evaluation") == "quick":
         console.print("evaluation=quick: capped examples, draws and nodes; evaluation=full is the measure to report")
     console.print(f"run folder: {folder}", soft_wrap=True)
+    if (folder / REPORT).exists():
+        console.print(f"report: {folder / REPORT}", soft_wrap=True)

@@ -7,20 +7,21 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddvi import folders
+from ddvi import folders, loggers
 from ddvi.catalogue import DATASETS
 from ddvi.devices import choose_device, is_first, launched, make_fabric, part_ways
 from ddvi.errors import check_name
-from ddvi.folders import CHECKPOINT, HISTORY, METRICS, WEIGHTS
+from ddvi.folders import CHECKPOINT, HISTORY, METRICS, REPORT, WEIGHTS
 from ddvi.settings import FIELDS, FREE_ON_RESUME, SEMI, Settings, convert, resolve
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+    from lightning_fabric.loggers.logger import Logger
     from torch import Tensor
 
     from ddvi.composition import Observations
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from ddvi.objectives.base import Labelled
     from ddvi.training import Listener, Trainer
 
-FREE_ON_EVALUATION = {"evaluation", "device", "threads", "data_root"}
+FREE_ON_EVALUATION = {"evaluation", "device", "threads", "data_root", "report"}
 """Settings that `evaluate_run` may change."""
 
 
@@ -48,6 +49,7 @@ def train(settings: Settings, listener: Listener | None = None) -> dict[str, Any
         Interrupted: Ctrl-C in training; `resume=true` goes on.
         TrainingError: training had to stop, see `Trainer.fit`.
     """
+    loggers.check(settings)
     todo = folders.plan(settings)
     first = is_first(settings)
     listener = listener if first else None
@@ -60,12 +62,18 @@ def train(settings: Settings, listener: Listener | None = None) -> dict[str, Any
         return evaluate_run(settings.folder, changes, listener) if first else {}
     # The first process takes the folder before others are started. They plan before they join it, and it writes after.
     alone = folders.alone(settings.folder) if first else nullcontext()
-    with alone, launched(settings) as fabric, arithmetic(settings) as path:
-        return _train(settings, todo.action == "resume", path, fabric, listener)
+    watched = loggers.opened(settings) if first else nullcontext()
+    with alone, launched(settings) as fabric, arithmetic(settings) as path, watched as logger:
+        return _train(settings, todo.action == "resume", path, fabric, listener, logger)
 
 
 def _train(
-    settings: Settings, resume: bool, matrix_products: str, fabric: Fabric, listener: Listener | None
+    settings: Settings,
+    resume: bool,
+    matrix_products: str,
+    fabric: Fabric,
+    listener: Listener | None,
+    logger: Logger | None,
 ) -> dict[str, Any]:
     import torch
 
@@ -101,7 +109,7 @@ def _train(
         model = build_model(settings, observations, train_x)
     if settings.decoder:
         _take_decoder(model, Path(settings.decoder))
-    watcher = _HistoryWriter(folder, listener)
+    watcher = _HistoryWriter(folder, listener, logger)
     schedule = make_schedule(fitted)
     trainer = Trainer(model, schedule, train_x, validation_x, folder / CHECKPOINT, fabric, watcher, labelled)
     watcher.trainer = trainer
@@ -109,14 +117,17 @@ def _train(
         for name in (METRICS, WEIGHTS, CHECKPOINT, HISTORY):
             (folder / name).unlink(missing_ok=True)
         folders.write_config(settings, observations.as_dict(), dataset.fingerprint, matrix_products)
-    facts = {"settings": {name: getattr(settings, name) for name in FIELDS if name not in FREE_ON_RESUME}}
+    decisive = {name: getattr(settings, name) for name in FIELDS if name not in FREE_ON_RESUME}
+    facts: dict[str, Any] = {"settings": decisive, "classes": list(dataset.classes)}
     trainer.fit(resume=resume, facts=facts)
     part_ways(fabric)
     if not fabric.is_global_zero:
         return {}
     folders.write_history(folder, trainer.state.history)
     checkpoint.save(folder / WEIGHTS, model.state_dict(), facts)
-    return _evaluate(settings, observations, model, dataset, fitted.validation, listener)
+    metrics = _evaluate(settings, observations, model, dataset, fitted.validation, listener)
+    loggers.log(logger, metrics, "measures", trainer.state.epoch)
+    return metrics
 
 
 def _take_decoder(model: LatentVariableModel, folder: Path) -> None:
@@ -148,7 +159,7 @@ def _labelled(dataset: Dataset, rows: Tensor, settings: Settings) -> Labelled:
 def evaluate_run(
     folder: Path, overrides: Mapping[str, Any] | None = None, listener: Listener | None = None
 ) -> dict[str, Any]:
-    """Evaluate a trained run again: rewrites `metrics.json` and the pictures.
+    """Evaluate a trained run again: rewrites `metrics.json`, the pictures and the report.
 
     Args:
         folder: a run folder with weights.
@@ -187,7 +198,7 @@ def _evaluate(
     n_validation: int,
     listener: Listener | None,
 ) -> dict[str, Any]:
-    """Measures, pictures and `metrics.json` of a trained model; the last step of a run."""
+    """Measures, pictures, `metrics.json` and the report of a trained model; the last step of a run."""
     import torch
 
     from ddvi import data, evaluation, figures
@@ -205,14 +216,14 @@ def _evaluate(
     if next(model.parameters()).device.type == "mps":
         model.to("cpu")  # the measures need double precision
     started = time.monotonic()
-    report = (lambda what: say(f"evaluating: {what}")) if listener else None
+    tell = (lambda what: say(f"evaluating: {what}")) if listener else None
     measures = evaluation.evaluate(
         model,
         dataset,
         quick=settings.evaluation == "quick",
         seed=settings.seed,
         semi_supervised=settings.semi_supervised,
-        report=report,
+        report=tell,
     )
     seconds = time.monotonic() - started
     history = folders.read_history(folder)
@@ -237,6 +248,12 @@ def _evaluate(
     }
     metrics = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in metrics.items()}
     folders.write_metrics(folder, metrics)
+    if settings.report:  # when the measures are safe
+        from ddvi import comparison, report
+
+        say("evaluating: report")
+        run = comparison.run_of(folder)
+        report.write([run], [report.gather(run, model, dataset)], folder / REPORT)
     return metrics
 
 
@@ -291,6 +308,40 @@ def sample(folder: Path, count: int, seed: int = 0) -> dict[str, Tensor]:
     return {name: torch.cat([part[name] for part in parts]) for name in ("x", "mean", "z")}
 
 
+def report(paths: Sequence[Path], output: Path | None = None, data_root: str = "") -> Path:
+    """Write a page on finished runs, side by side, and return its file.
+
+    Args:
+        paths: run folders.
+        output: the file; `report.html` in the folder that holds all of the runs if None.
+        data_root: folder with the data; each run's own if empty.
+
+    Raises:
+        InputError: a folder holds no finished run, the data can't be read, or the file can't be written.
+    """
+    from ddvi import comparison
+
+    found = comparison.read(paths)
+    output = output or comparison.common_folder(paths) / REPORT
+    folders.check_file(output)
+    for run in found:
+        folders.check_trained(run.folder)
+    from ddvi import data, report
+
+    loaded: dict[tuple[Any, ...], Dataset] = {}
+    gathered = []
+    for run in found:
+        settings, _, model = load_run(run.folder)
+        source = (settings.dataset, data_root or settings.data_root or None, settings.seed, settings.limit or None)
+        if source not in loaded:
+            loaded[source] = data.load(*source)
+        folders.check_same_data(run.folder, loaded[source].fingerprint)
+        with arithmetic(settings):
+            gathered.append(report.gather(run, model, loaded[source]))
+    report.write(found, gathered, output)
+    return output
+
+
 def arithmetic(settings: Settings) -> AbstractContextManager[str]:
     """The arithmetic of a run, for the length of a block; one that goes on keeps its path of matrix products."""
     from ddvi.arithmetic import PATHS, arithmetic
@@ -320,9 +371,10 @@ class _HistoryWriter:
 
     trainer: Trainer
 
-    def __init__(self, folder: Path, listener: Listener | None) -> None:
+    def __init__(self, folder: Path, listener: Listener | None, logger: Logger | None) -> None:
         self.folder = folder
         self.listener = listener
+        self.logger = logger
 
     def step(self, epoch: int, step: int, steps: int) -> None:
         if self.listener:
@@ -330,6 +382,7 @@ class _HistoryWriter:
 
     def epoch(self, row: dict[str, Any]) -> None:
         folders.write_history(self.folder, self.trainer.state.history)
+        loggers.log(self.logger, row, "training", row["epoch"])
         if self.listener:
             self.listener.epoch(row)
 

@@ -130,6 +130,8 @@ class Settings:
         "test", "validation leaves the test examples alone, for a search", choices=("test", "validation")
     )
     evaluation: str = setting("full", "quick caps examples, draws and nodes", choices=("quick", "full"))
+    report: bool = setting(True, "write report.html when all is done")
+    logger: str = setting("none", "who else watches the training", choices=("none", "tensorboard", "wandb", "mlflow"))
     device: str = setting(
         "auto", "auto takes an accelerator where there is one", choices=("auto", "cpu", "cuda", "mps")
     )
@@ -160,7 +162,10 @@ class Settings:
 
 
 FIELDS: dict[str, dataclasses.Field[Any]] = {field.name: field for field in dataclasses.fields(Settings)}
-FREE_ON_RESUME = {"out", "data_root", "device", "devices", "threads", "resume", "overwrite", "evaluation"}
+FREE_ON_RESUME = {
+    *("out", "data_root", "device", "devices", "threads", "resume", "overwrite"),
+    *("evaluation", "report", "logger"),
+}
 """Settings that don't decide what is learnt, and may differ when a run is resumed."""
 
 DATASET_DEFAULTS: dict[str, dict[str, Any]] = {

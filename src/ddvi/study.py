@@ -314,7 +314,8 @@ def run_member(config: DictConfig) -> str:
 def _process(words: Sequence[str], folder: Path, threads: int) -> int:
     """Run `ddvi train` to its end, its words into the folder's log, and return its status, below 0 if killed."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "ddvi.member", *words, "resume=true"]
+    report = [] if any(word.startswith("report=") for word in words) else ["report=false"]  # `ddvi report` writes it
+    command = [sys.executable, "-m", "ddvi.member", *words, *report, "resume=true"]
     with (folder / LOG).open("ab") as log:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment)
     _running.add(process)

@@ -23,45 +23,15 @@ from typing import Any
 
 from ddvi import folders
 from ddvi.catalogue import DATASETS, MEASURES, PRIORS
+from ddvi.comparison import TRAINING, Run, run_of
 from ddvi.errors import InputError
 from ddvi.files import write_aside
 from ddvi.folders import CONFIG, METRICS, WEIGHTS
 from ddvi.methods import METHODS
-from ddvi.settings import SEMI, Settings, deviations
 from ddvi.study import COMMANDS
 
 FOLDER = "tables"
-TRAINING = "training_seconds"
-"""The column of what a run's training took, which is no measure."""
 _POINTS = 5000  # test examples and prior samples in a panel
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run."""
-
-    folder: Path
-    settings: Settings
-    metrics: Mapping[str, Any]
-    commit: str
-
-    @property
-    def row(self) -> tuple[str, ...]:
-        """Method and deviations, which decide the row that it belongs to."""
-        method = self.settings.method + SEMI * self.settings.semi_supervised
-        return (method, *(f"{name}={value}" for name, value in deviations(self.settings).items()))
-
-    @property
-    def place(self) -> tuple[str, str]:
-        """Data set and prior, which decide the table."""
-        dataset = self.settings.dataset if self.settings.dataset in DATASETS else Path(self.settings.dataset).stem
-        return dataset + SEMI * self.settings.semi_supervised, self.settings.prior
-
-    def values(self) -> dict[str, float]:
-        """Its measures, and the seconds of its training."""
-        found = {name: self.metrics.get(name) for name in MEASURES}
-        found[TRAINING] = self.metrics.get("seconds", {}).get("training")
-        return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
 
 
 @dataclass(frozen=True)
@@ -121,8 +91,7 @@ def find(root: Path) -> list[Run]:
         folder = config.parent
         if not (folder / METRICS).exists():
             continue
-        commit = str(folders.read_config(folder).get("git_commit") or "unknown")
-        run = Run(folder, folders.read_settings(folder), folders.read_metrics(folder), commit)
+        run = run_of(folder)
         other = there.setdefault((*run.place, *run.row, run.settings.seed), folder)
         if other != folder:
             raise InputError(f"{folder} and {other} hold the same run; give a folder with only one of them in it")
