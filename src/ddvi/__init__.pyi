@@ -10,6 +10,7 @@ from .likelihoods import (
     ExponentialFamily,
     GaussianLikelihood,
     Likelihood,
+    NegativeBinomialLikelihood,
     PoissonLikelihood,
 )
 from .model import LatentVariableModel, Weights
@@ -75,6 +76,7 @@ __all__ = [
     "LatentVariableModel",
     "LessNoisySquare",
     "Likelihood",
+    "NegativeBinomialLikelihood",
     "NoisingProcess",
     "Objective",
     "Phase",

@@ -196,7 +196,7 @@ def _networks(kind: str, settings: Settings, observations: Observations) -> tupl
         decoder = networks.DenseDecoder(settings.latent_size, shape, size, settings.dropout)
     if categories:
         encoder = networks.TransformedEncoder(networks.OneHot(categories), encoder)
-    elif observations.likelihood == "poisson":
+    elif observations.likelihood in ("poisson", "negative_binomial"):
         encoder = networks.TransformedEncoder(networks.Logarithm(), encoder)
     return encoder, decoder
 
@@ -212,6 +212,8 @@ def _likelihood(decoder: nn.Module, observations: Observations) -> likelihoods.L
             return likelihoods.GaussianLikelihood(decoder, event_shape, torch.full(shape, scale))
         case "poisson":
             return likelihoods.PoissonLikelihood(decoder, event_shape)
+        case "negative_binomial":
+            return likelihoods.NegativeBinomialLikelihood(decoder, event_shape)
         case "categorical":
             return likelihoods.CategoricalLikelihood(decoder, event_shape, observations.categories)
         case other:
