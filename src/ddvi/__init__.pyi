@@ -3,6 +3,8 @@ from .data import Dataset, load, split_validation
 from .errors import InputError, TrainingError
 from .evaluation import evaluate, latents
 from .evidence import Evidence, exact_log_likelihood
+from .fitted import Estimate, FittedPosterior
+from .inference import Inference
 from .likelihoods import (
     BernoulliLikelihood,
     CategoricalLikelihood,
@@ -12,6 +14,7 @@ from .likelihoods import (
     Likelihood,
     NegativeBinomialLikelihood,
     PoissonLikelihood,
+    as_likelihood,
 )
 from .model import LatentVariableModel, Weights
 from .noise import NoisingProcess
@@ -22,6 +25,7 @@ from .objectives import (
     ImportanceWeighted,
     Objective,
     ReweightedWakeSleep,
+    Sleep,
     Update,
     WakeSleep,
     WarmUp,
@@ -48,6 +52,7 @@ from .priors import (
     make_prior,
 )
 from .randomness import seeded
+from .supports import Bijection, Product, Section
 from .training import Interrupted, Phase, Schedule, Trainer
 
 __all__ = [
@@ -55,6 +60,7 @@ __all__ = [
     "Adversarial",
     "Batch",
     "BernoulliLikelihood",
+    "Bijection",
     "CategoricalLikelihood",
     "Conditional",
     "Dataset",
@@ -62,8 +68,10 @@ __all__ = [
     "DistributionLikelihood",
     "DistributionPrior",
     "Draw",
+    "Estimate",
     "Evidence",
     "ExponentialFamily",
+    "FittedPosterior",
     "FlowPosterior",
     "GaussianLikelihood",
     "GaussianMixture",
@@ -71,6 +79,7 @@ __all__ = [
     "HierarchicalPosterior",
     "ImplicitPosterior",
     "ImportanceWeighted",
+    "Inference",
     "InputError",
     "Interrupted",
     "LatentVariableModel",
@@ -84,8 +93,11 @@ __all__ = [
     "PoissonLikelihood",
     "Posterior",
     "Prior",
+    "Product",
     "ReweightedWakeSleep",
     "Schedule",
+    "Section",
+    "Sleep",
     "StandardGaussian",
     "SwissRoll",
     "Trainer",
@@ -95,6 +107,7 @@ __all__ = [
     "WarmUp",
     "Weights",
     "__version__",
+    "as_likelihood",
     "as_prior",
     "evaluate",
     "exact_log_likelihood",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Callable
-from typing import Any, final
+from typing import Any, ClassVar, Self, final
 
 import torch
 from torch import Tensor, nn
@@ -241,3 +241,137 @@ class DistributionLikelihood(Likelihood):
 
     def pairwise_log_prob(self, x: Tensor, z: Tensor) -> Tensor:
         return self(z).log_prob(x[:, None])
+
+
+@final
+class FixedLikelihood(Likelihood):
+    """A likelihood that training leaves as it is: it stays in evaluation mode."""
+
+    def __init__(self, likelihood: Likelihood) -> None:
+        super().__init__()
+        self.event_shape = likelihood.event_shape
+        self.likelihood = likelihood.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        return super().train(False)
+
+    def forward(self, z: Tensor) -> Distribution:
+        return self.likelihood(z)
+
+    def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        return self.likelihood.log_prob(x, z)
+
+    def pairwise_log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        return self.likelihood.pairwise_log_prob(x, z)
+
+
+def as_likelihood(source: Any, event_shape: torch.Size, latents: nn.Module | None = None) -> Likelihood:
+    """A user's own likelihood p(x | z).
+
+    Args:
+        source: a `Likelihood`; a module or function from latents (*, *latent) to a torch distribution of batch shape
+            (*) or, for a simulator without a density, to draws x (*, *event); or an object with `log_prob(x, z)` (*)
+            and `sample(z)` (*, *event).
+        event_shape: shape of one observation.
+        latents: from what the model calls z (*, D) to what `source` takes; by default the same.
+
+    Raises:
+        InputError: `source` is none of these, or a `Likelihood` over observations of another shape.
+
+    Example:
+        >>> likelihood = as_likelihood(lambda z: Independent(Normal(z, 1.0), 1), torch.Size([2]))
+        >>> likelihood.log_prob(torch.zeros(4, 2), torch.zeros(7, 4, 2)).shape
+        torch.Size([7, 4])
+    """
+    event_shape = torch.Size(event_shape)
+    if isinstance(source, Likelihood):
+        if source.event_shape != event_shape:
+            given = f"the likelihood is over observations of shape {tuple(source.event_shape)}"
+            raise InputError(f"{given}, but x has examples of shape {tuple(event_shape)}; make them one")
+        if latents is None:
+            return source
+    if not callable(source) and not is_scored_object(source):
+        raise InputError(
+            f"{type(source).__name__} is no likelihood; give a function from z to a torch distribution, or an object"
+            " with log_prob(x, z) and sample(z)"
+        )
+    return DistributionLikelihood(_Built(source, event_shape, latents), event_shape)
+
+
+def is_scored_object(source: Any) -> bool:
+    """Whether this is an object with `log_prob(x, z)` and `sample(z)`, rather than a function from z."""
+    methods = (getattr(source, name, None) for name in ("log_prob", "sample"))
+    return not isinstance(source, (Likelihood, type)) and all(map(callable, methods))
+
+
+class _Built(nn.Module):
+    """z (*, D) to the distribution that a user's likelihood makes of it."""
+
+    def __init__(self, source: Any, event_shape: torch.Size, latents: nn.Module | None) -> None:
+        super().__init__()
+        self.source = source
+        self.event_shape = event_shape
+        self.latents = latents
+        self.scored = is_scored_object(source)
+
+    def forward(self, z: Tensor) -> Any:
+        given, batch_shape = z if self.latents is None else self.latents(z), z.shape[:-1]
+        if self.scored:
+            return DrawnDistribution(
+                batch_shape,
+                self.event_shape,
+                lambda: self.source.sample(given),
+                lambda x: self.source.log_prob(x, given),
+            )
+        distribution = self.source(given)
+        if not isinstance(distribution, Tensor):
+            return distribution
+        first = [distribution]
+        return DrawnDistribution(batch_shape, self.event_shape, lambda: first.pop() if first else self.source(given))
+
+
+@final
+class DrawnDistribution(Distribution):
+    """What can be drawn, and perhaps scored: x (*batch, *event) as a user's own code makes it.
+
+    Args:
+        draw: gives one x.
+        score: from x to its log density (*batch); None for a simulator, which has none.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}  # pyright: ignore[reportIncompatibleMethodOverride]
+
+    def __init__(
+        self,
+        batch_shape: torch.Size,
+        event_shape: torch.Size,
+        draw: Callable[[], Tensor],
+        score: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__(batch_shape, event_shape, validate_args=False)
+        self.draw = draw
+        self.score = score
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
+        if not sample_shape:
+            return self._checked(self.draw(), shape, "a draw")
+        draws = [
+            self._checked(self.draw(), shape[len(sample_shape) :], "a draw") for _ in range(math.prod(sample_shape))
+        ]
+        return torch.stack(draws).view(shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self.score is None:
+            raise InputError(
+                "this likelihood gives draws without a density, so there is no bound and only sleep can train; use"
+                " fit_simulations, or give a torch distribution"
+            )
+        batch_shape = value.shape[: value.dim() - len(self.event_shape)]
+        return self._checked(self.score(value), torch.broadcast_shapes(batch_shape, self.batch_shape), "log_prob")
+
+    @staticmethod
+    def _checked(value: Tensor, shape: torch.Size, what: str) -> Tensor:
+        if value.shape != shape:
+            raise InputError(f"{what} of the likelihood has shape {tuple(value.shape)}; make it {tuple(shape)}")
+        return value

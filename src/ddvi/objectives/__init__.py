@@ -4,7 +4,7 @@ from ddvi.objectives.adversarial import Adversarial
 from ddvi.objectives.base import Batch, DataObjective, Labelled, Objective, Update
 from ddvi.objectives.elbo import ELBO, ImportanceWeighted
 from ddvi.objectives.semi_supervised import SemiSupervised
-from ddvi.objectives.wake_sleep import ReweightedWakeSleep, WakeSleep
+from ddvi.objectives.wake_sleep import ReweightedWakeSleep, Sleep, WakeSleep
 from ddvi.objectives.warm_up import WarmUp
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Objective",
     "ReweightedWakeSleep",
     "SemiSupervised",
+    "Sleep",
     "Update",
     "WakeSleep",
     "WarmUp",
