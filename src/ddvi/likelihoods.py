@@ -243,6 +243,16 @@ class DistributionLikelihood(Likelihood):
         return self(z).log_prob(x[:, None])
 
 
+def means(likelihood: Likelihood, z: Tensor) -> Tensor:
+    """E[x|z] for z (N, D), (N, *event); for categories the mean of their numbers."""
+    distribution = likelihood(z)
+    base = distribution.base_dist if isinstance(distribution, Independent) else distribution
+    if isinstance(base, Categorical):
+        numbers = torch.arange(base.probs.shape[-1], device=z.device, dtype=z.dtype)
+        return (base.probs * numbers).sum(-1)
+    return distribution.mean
+
+
 @final
 class FixedLikelihood(Likelihood):
     """A likelihood that training leaves as it is: it stays in evaluation mode."""

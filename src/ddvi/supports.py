@@ -28,7 +28,12 @@ _STANDARD = 0.15  # a prior whose location is within this of 0 and its scale of 
 
 
 class Section(NamedTuple):
-    """A part of the latents: its support and its shape."""
+    """A part of the latents: its support, a torch constraint, and its shape.
+
+    Example:
+        >>> Section(constraints.positive, torch.Size([3])).shape.numel()
+        3
+    """
 
     support: Constraint
     shape: torch.Size
@@ -45,6 +50,8 @@ class Product(nn.Module):
 
     Raises:
         InputError: there is no factor, or one is a batch of distributions.
+
+    Source: torch.distributions.constraints.cat does the like for supports, but not where a dimension changes.
 
     Example:
         >>> from torch.distributions import Dirichlet, Gamma
@@ -134,8 +141,8 @@ class Bijection(nn.Module):
 
     Example:
         >>> to_weights = Bijection([Section(constraints.simplex, torch.Size([3]))])
-        >>> to_weights.size, to_weights(torch.zeros(5, 2)).sum(-1)
-        (2, tensor([1., 1., 1., 1., 1.]))
+        >>> to_weights.size, to_weights(torch.zeros(5, 2)).shape
+        (2, torch.Size([5, 3]))
     """
 
     location: Tensor
