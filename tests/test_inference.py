@@ -82,11 +82,11 @@ def test_a_correlated_posterior_is_found_and_its_numbers_are_honest(learnt):
     x = observations(100)
     posterior, expected = learnt.posterior(x), exact(x)
     mean, covariance = misfit(posterior, expected)
-    assert mean < 0.15
+    assert mean < 0.12
     assert covariance < 0.1
     elbo, bound = posterior.elbo(100, seed=1), posterior.importance_weighted_bound(500, seed=1)
     gap = evidence(x) - elbo.value
-    assert -0.02 < gap.mean() < 0.15, "the best diagonal Gaussian loses 1.06 nats"
+    assert -0.02 < gap.mean() < 0.08, "the best diagonal Gaussian loses 1.06 nats"
     error = (bound.value - evidence(x)) / bound.standard_error
     assert error.mean().abs() < 1
     assert (elbo.samples, bound.samples) == (100, 500)
@@ -101,10 +101,10 @@ def test_the_density_and_its_standard_error_fit_repetitions(learnt):
     repeated = [posterior.log_prob(z, 50, seed) for seed in range(40)]
     spread = torch.stack([estimate.value for estimate in repeated]).std(0).square().mean().sqrt()
     said = torch.stack([estimate.standard_error for estimate in repeated]).square().mean().sqrt()
-    assert 0.6 < said / spread < 1.6
+    assert 0.8 < said / spread < 1.25
     assert repeated[0].samples == 50
     closer = posterior.log_prob(z, 2000, seed=1).value - exact(x).log_prob(z)
-    assert closer.mean().abs() < 0.15
+    assert closer.mean().abs() < 0.05
 
 
 @pytest.mark.slow
@@ -143,8 +143,8 @@ def test_simulations_alone_teach_the_posterior(fresh):
     inference.fit_simulations(simulate if fresh else simulate(5000), count=5000, validation=200, epochs=25, lr=3e-3)
     x = observations(100)
     mean, covariance = misfit(inference.posterior(x), exact(x))
-    assert mean < 0.2
-    assert covariance < 0.15
+    assert mean < 0.15
+    assert covariance < 0.04
     bound = inference.history[-1]["validation_bound"] - float(inference.bijection.scale.log().sum())
     assert -0.3 < bound + exact(x).entropy()[0] < 0.15, "the best is the negative entropy of the posterior"
     with pytest.raises(InputError, match="simulations alone, so there is no prior"):
@@ -166,13 +166,13 @@ def test_a_positive_rate_has_the_posterior_of_its_conjugate_prior():
     assert z.shape == (5000, 3)
     assert (z > 0).all()
     assert ((z.mean(0) - expected.mean) / expected.stddev).abs().max() < 0.2
-    torch.testing.assert_close(z.std(0), expected.stddev, rtol=0.15, atol=0)
+    torch.testing.assert_close(z.std(0), expected.stddev, rtol=0.2, atol=0)
     grid = expected.mean * torch.tensor([0.8, 1.0, 1.3])[:, None]
     assert (posterior.log_prob(grid, 500, seed=1).value - expected.log_prob(grid)).abs().max() < 0.4
     evidence = (
         Gamma(2.0, 0.5).log_prob(grid[1]) + Poisson(grid[1, :, None]).log_prob(x).sum(-1) - expected.log_prob(grid[1])
     )
-    torch.testing.assert_close(posterior.importance_weighted_bound(1000, seed=1).value, evidence, atol=0.05, rtol=0)
+    torch.testing.assert_close(posterior.importance_weighted_bound(1000, seed=1).value, evidence, atol=0.02, rtol=0)
 
 
 @pytest.mark.slow
@@ -183,17 +183,17 @@ def test_weights_on_a_simplex_have_the_posterior_of_their_conjugate_prior():
     def draws(weights):
         return Multinomial(20, weights, validate_args=False)
 
-    inference = ddvi.Inference(Dirichlet(concentration), draws, **SMALL, prior_denoiser=False)
+    inference = ddvi.Inference(Dirichlet(concentration), draws, **SMALL)
     x = draws(Dirichlet(concentration).sample((1000,))).sample()
     inference.fit(x, epochs=40, lr=3e-3)
     x = torch.tensor([[2.0, 8.0, 10.0], [10.0, 6.0, 4.0]])
     posterior, expected = inference.posterior(x), Dirichlet(concentration + x)
     z = posterior.sample((5000,), seed=1)
     torch.testing.assert_close(z.sum(-1), torch.ones(5000, 2))
-    assert ((z.mean(0) - expected.mean) / expected.variance.sqrt()).abs().max() < 0.25
-    torch.testing.assert_close(z.std(0), expected.variance.sqrt(), rtol=0.2, atol=0)
+    assert ((z.mean(0) - expected.mean) / expected.variance.sqrt()).abs().max() < 0.15
+    torch.testing.assert_close(z.std(0), expected.variance.sqrt(), rtol=0.1, atol=0)
     value = posterior.log_prob(expected.mean, 500, seed=1).value
-    assert (value - expected.log_prob(expected.mean)).abs().max() < 0.5
+    assert (value - expected.log_prob(expected.mean)).abs().max() < 0.15
 
 
 def test_a_product_scores_and_splits_its_parts():
@@ -326,7 +326,7 @@ def test_one_observation_is_enough_for_its_own_posterior():
     x = torch.tensor([[3.0, 0.5, 1.0]])
     posterior = ddvi.Inference(prior(), likelihood, **SMALL).fit(x, epochs=400, lr=3e-3).posterior(x)
     gap = evidence(x) - posterior.elbo(1000, seed=1).value
-    assert gap.abs() < 0.15
+    assert gap.abs() < 0.08
 
 
 def inference():

@@ -38,6 +38,8 @@ class Estimate(NamedTuple):
 class FittedPosterior:
     """q(z | x) of a batch of B observations, as `Inference.posterior` gives it.
 
+        log q(z | x) = log q(u | x) − log |det ∂z/∂u|,    z(u) the bijection onto the prior's support
+
     Latents are in the prior's own space: (*, B, *latent) where a draw of the prior is (*latent). Random numbers come
     from torch's global state; with `seed` from a state of their own, and the caller's stays as it is.
 
@@ -45,6 +47,8 @@ class FittedPosterior:
         model: the trained model, over latents u (B, D).
         bijection: from u to z.
         raw: observations (B, *event), as stored.
+
+    Source: Burda et al., Importance Weighted Autoencoders, 2016, for the bounds.
 
     Example:
         >>> from torch.distributions import Independent, Normal
@@ -100,9 +104,12 @@ class FittedPosterior:
         if outside:
             where = ", ".join(str(part.support) for part in self.bijection.parts)
             raise InputError(f"{outside:,} latents lie outside of their support ({where}); leave them out")
-        u = self.bijection.inverse(z)
+        u = self.bijection.inverse(z.to(self.bijection.location))
+        batches = u.reshape(-1, self.count, self.bijection.size)
         with self._drawing(seed):
-            value, error = self.conditional.log_prob(u, samples)
+            parts = batches.split(max(1, _ROWS_AT_ONCE // (samples * self.count)))
+            scored = [self.conditional.log_prob(part, samples) for part in parts]
+        value, error = (torch.cat(values).reshape(u.shape[:-1]) for values in zip(*scored, strict=True))
         return Estimate(value - self.bijection.log_volume(u), error, samples)
 
     def elbo(self, samples: int = 100, seed: int | None = None) -> Estimate:

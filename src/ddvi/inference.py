@@ -164,6 +164,7 @@ class Inference:
 
         Raises:
             InputError: data or settings can't be used; nothing has changed by then.
+            Interrupted: Ctrl-C; what has been learnt by then stays.
             TrainingError: loss or gradient weren't finite three times in a row.
         """
         if self.prior is None:
