@@ -250,7 +250,7 @@ def test_a_simulator_without_a_density_sleeps_but_has_no_bound():
     assert not torch.equal(two[0], two[1]), "each draw is its own"
 
 
-def test_a_fixed_likelihood_stays_as_it_is_and_a_free_one_learns():
+def test_a_fixed_likelihood_stays_as_it_is_and_a_free_one_learns(tmp_path):
     class Decoder(nn.Module):
         def __init__(self):
             super().__init__()
@@ -262,9 +262,15 @@ def test_a_fixed_likelihood_stays_as_it_is_and_a_free_one_learns():
     for train in (False, True):
         decoder = Decoder()
         before = {name: value.clone() for name, value in decoder.state_dict().items()}
-        ddvi.Inference(prior(), decoder, "vae", train_likelihood=train).fit(observations(50), epochs=2)
+        inference = ddvi.Inference(prior(), decoder, "vae", train_likelihood=train).fit(observations(50), epochs=2)
         same = [torch.equal(value, before[name]) for name, value in decoder.state_dict().items()]
         assert all(same) if not train else not any(same)
+        inference.save(tmp_path / "model")
+        again = ddvi.Inference.load(
+            tmp_path / "model", prior(), Decoder() if train else decoder, train_likelihood=train
+        )
+        drawn = [each.posterior(torch.zeros(1, 3)).predictive((2,), seed=1) for each in (again, inference)]
+        assert torch.equal(*drawn)
 
 
 @pytest.mark.parametrize("form", ["array", "tensor", "lists", "loader", "batches", "pairs"])
@@ -341,6 +347,31 @@ class Discrete:
 
     def log_prob(self, z):
         return z.sum(-1)
+
+
+class Located(nn.Module):
+    """N(location, 1) with a location that learns."""
+
+    def __init__(self):
+        super().__init__()
+        self.location = nn.Parameter(torch.zeros(2))
+
+    def sample(self, shape):
+        return self.location.detach() + torch.randn(*shape, 2)
+
+    def log_prob(self, z):
+        return Normal(self.location, 1.0).log_prob(z).sum(-1)
+
+
+def test_a_prior_with_parameters_learns_and_is_saved(tmp_path):
+    """x = z + ε, with x around 2: the best location is the mean of x."""
+    noise = lambda z: Independent(Normal(z, 0.5), 1)  # noqa: E731
+    x = 2 + torch.randn(300, 2)
+    learnt = ddvi.Inference(Located(), noise, "vae").fit(x, epochs=150, lr=3e-2)
+    torch.testing.assert_close(learnt.prior.location.detach(), x.mean(0), atol=0.15, rtol=0)
+    learnt.save(tmp_path / "located")
+    loaded = ddvi.Inference.load(tmp_path / "located", Located(), noise)
+    assert torch.equal(loaded.prior.location, learnt.prior.location)
 
 
 MISTAKES = {
@@ -453,6 +484,15 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     checkpoint.save(tmp_path / "other", {"a": torch.zeros(1)}, {"settings": {}})
     with pytest.raises(InputError, match="isn't an inference"):
         ddvi.Inference.load(tmp_path / "other", prior(), likelihood)
+
+
+def test_a_file_with_other_latents_is_refused(tmp_path):
+    inference().fit(torch.zeros(4, 3), epochs=1).save(tmp_path / "plane")
+    wider = MultivariateNormal(torch.zeros(3), torch.eye(3))
+    with pytest.raises(InputError, match=r"has latents of shapes \[\(2,\)\]; give its own prior"):
+        ddvi.Inference.load(tmp_path / "plane", wider, likelihood)
+    with pytest.raises(InputError, match="was learnt with prior="):
+        ddvi.Inference.load(tmp_path / "plane")
 
 
 def test_refused_data_leaves_everything_as_it_was():

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ddvi.errors import InputError
 from ddvi.model import LatentVariableModel
+from ddvi.posteriors.base import Conditional
 from ddvi.randomness import sample, seeded
 from ddvi.supports import Bijection
 
@@ -62,10 +63,10 @@ class FittedPosterior:
     def __init__(self, model: LatentVariableModel, bijection: Bijection, raw: Tensor) -> None:
         self.model = model
         self.bijection = bijection
-        self.count = len(raw)
+        self.count: int = len(raw)
         with torch.no_grad():
-            self.x = model.preprocessing(raw)
-            self.conditional = model.posterior(self.x)
+            self.x: Tensor = model.preprocessing(raw)
+            self.conditional: Conditional = model.posterior(self.x)
 
     def sample(self, sample_shape: tuple[int, ...] = (), seed: int | None = None) -> Tensor:
         """Draws z ~ q(z | x): (*sample_shape, B, *latent)."""

@@ -45,7 +45,7 @@ from ddvi.own import (
 )
 from ddvi.posteriors.base import Posterior
 from ddvi.randomness import derive_seed, seeded
-from ddvi.settings import convert
+from ddvi.settings import Settings, convert
 from ddvi.supports import Bijection, section
 from ddvi.training import Listener, Phase, Schedule, Trainer
 
@@ -63,7 +63,7 @@ class Inference:
 
     Args:
         prior: p(z): an object with `sample` and `log_prob`, such as a torch distribution, a `ddvi.Product` or a
-            `ddvi.Prior`; None where `fit_simulations` gets pairs of the whole model.
+            `ddvi.Prior`, a module that learns among them; None where `fit_simulations` gets pairs of the whole model.
         likelihood: p(x | z): a module or function from latents (*, *latent) to a torch distribution of batch shape (*),
             or to draws of x if there is no density; or an object with `log_prob(x, z)` and `sample(z)`.
         posterior: a method's name (`ddvi list`), a `Posterior` over unconstrained latents, or a function
@@ -119,11 +119,10 @@ class Inference:
         self.train_likelihood = train_likelihood
         self._given = posterior
         self._objective = objective
-        self.settings = settings_of(posterior, objective, {"seed": seed, "device": device, **settings})
+        self.settings: Settings = settings_of(posterior, objective, {"seed": seed, "device": device, **settings})
         self._bijection = None if prior is None else bijection_of(prior, support)
         self._model: LatentVariableModel | None = None
-        self._event_shape = torch.Size()
-        self._counts = False
+        self._event_shape, self._counts = torch.Size(), False
         self.history: list[dict[str, Any]] = []
         """A row an epoch: each term of the loss, and the bound on held-out examples."""
 
@@ -233,8 +232,8 @@ class Inference:
         self._prepare(train)
         if callable(source):
             objective = dataclasses.replace(objective, simulate=lambda count: self._fresh(source, count))
-        u = None if fresh else u
-        return self._train(objective, train, held_out, epochs, batch_size, lr, listener, u, held_out_u)
+        data = train, held_out, epochs, batch_size, lr, listener, None if fresh else u, held_out_u
+        return self._train(objective, *data)
 
     def posterior(self, x: Any) -> FittedPosterior:
         """q(z | x) of observations (B, *event).
@@ -277,12 +276,14 @@ class Inference:
         train_likelihood: bool = True,
         device: str = "cpu",
     ) -> Self:
-        """What `save` wrote, without the data. Objects that were given to `Inference` are given again.
+        """What `save` wrote. Objects that were given to `Inference` are given again.
 
         Raises:
             InputError: the file is missing, damaged or of something else, or an object is missing or doesn't fit.
         """
         path = Path(path)
+        if not path.is_file():
+            raise InputError(f"there is no file {path}; give one that Inference.save wrote")
         tensors, facts = checkpoint.load(path)
         if "inference" not in facts:
             raise InputError(f"{path} isn't an inference that was saved; use what wrote it")
@@ -307,8 +308,8 @@ class Inference:
         with seeded(inference.settings.seed, "inference"):
             model = inference._build(None)
         weights = {name.removeprefix("model/"): value for name, value in tensors.items()}
-        resting = model.state_dict().keys() - inference._learnt(model).keys()
-        checkpoint.load_weights(model, weights | {name: model.state_dict()[name] for name in resting}, path)
+        resting = {name: w for name, w in model.state_dict().items() if name not in inference._learnt(model)}
+        checkpoint.load_weights(model, resting | weights, path)
         inference._model, inference.history = model.eval(), facts["history"]
         inference._place()
         return inference

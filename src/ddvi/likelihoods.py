@@ -165,7 +165,7 @@ class NegativeBinomialLikelihood(ExponentialFamily):
 
     def __init__(self, decoder: nn.Module, event_shape: torch.Size, dispersion: float = 10.0) -> None:
         super().__init__(decoder, event_shape)
-        self.log_dispersion = nn.Parameter(torch.full(tuple(event_shape), math.log(dispersion)))
+        self.log_dispersion: nn.Parameter = nn.Parameter(torch.full(tuple(event_shape), math.log(dispersion)))
 
     def _logits(self, z: Tensor) -> Tensor:
         """log(μ/r), kept where a wild mean stays finite."""
@@ -260,7 +260,7 @@ class FixedLikelihood(Likelihood):
     def __init__(self, likelihood: Likelihood) -> None:
         super().__init__()
         self.event_shape = likelihood.event_shape
-        self.likelihood = likelihood.eval()
+        self.likelihood: Likelihood = likelihood.eval()
 
     def train(self, mode: bool = True) -> Self:
         return super().train(False)

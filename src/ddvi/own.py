@@ -6,6 +6,7 @@ What `composition` is for names and settings, this is for objects.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, final
 
@@ -212,18 +213,18 @@ def split(
     x: Tensor, u: Tensor | None, validation: Any, seed: int
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Training and held-out x, and the same of latents u (N, D) where there are any."""
-    if isinstance(validation, bool) or not isinstance(validation, int):
+    if isinstance(validation, bool) or not isinstance(validation, numbers.Integral):
         if u is not None:
             raise InputError("validation of simulations is how many pairs to hold out; give a whole number")
         held_out = as_tensor(validation, "validation")
         if held_out.shape[1:] != x.shape[1:]:
             raise InputError(f"validation has examples of shape {tuple(held_out.shape[1:])}; give those of x")
         return x, held_out, None, None
-    if not 0 <= validation < len(x):
+    if not 0 <= int(validation) < len(x):
         raise InputError(f"validation={validation} doesn't fit {len(x)} examples; give 0 to {len(x) - 1}")
     if not validation:
         return x, None, u, None
-    order = torch.randperm(len(x), generator=generator(seed, "validation"))
+    order, validation = torch.randperm(len(x), generator=generator(seed, "validation")), int(validation)
     kept, out = order[validation:], order[:validation]
     return x[kept], x[out], None if u is None else u[kept], None if u is None else u[out]
 

@@ -28,6 +28,7 @@ from ddvi.data import Dataset, split_validation
 from ddvi.devices import make_fabric
 from ddvi.errors import InputError, check_name
 from ddvi.likelihoods import means
+from ddvi.model import LatentVariableModel
 from ddvi.objectives.base import Labelled
 from ddvi.preprocessing import Standardise
 from ddvi.randomness import alike, seeded
@@ -152,8 +153,8 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             model, make_schedule(settings), x[rows], x[out] if held_out else None, None, make_fabric(settings),
             labelled=labelled,
         )  # fmt: skip
-        self.history_ = trainer.fit()
-        self.model_ = model.to("cpu").double().eval()
+        self.history_: list[dict[str, Any]] = trainer.fit()
+        self.model_: LatentVariableModel = model.to("cpu").double().eval()
         vars(self).pop("classes_", None)
         if len(classes):
             self.classes_ = classes

@@ -69,8 +69,8 @@ class Product(nn.Module):
         for index, factor in enumerate(factors):
             if isinstance(factor, nn.Module):
                 self.add_module(str(index), factor)
-        self.sections = [section for factor in factors for section in sections(factor)]
-        self.sizes = [section.shape.numel() for section in self.sections]
+        self.sections: list[Section] = [section for factor in factors for section in sections(factor)]
+        self.sizes: list[int] = [section.shape.numel() for section in self.sections]
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """z (*sample_shape, D)."""
@@ -150,7 +150,7 @@ class Bijection(nn.Module):
 
     def __init__(self, parts: Sequence[Section]) -> None:
         super().__init__()
-        self.parts = list(parts)
+        self.parts: list[Section] = list(parts)
         self.transforms: list[Any] = []
         for support, _ in self.parts:
             try:
@@ -158,12 +158,12 @@ class Bijection(nn.Module):
             except NotImplementedError:
                 raise InputError(f"torch has no bijection onto {support}; give support= another constraint") from None
         shapes = [t.inverse_shape(part.shape) for t, part in zip(self.transforms, self.parts, strict=True)]
-        self.shapes = [torch.Size(shape) for shape in shapes]
-        self.sizes = [shape.numel() for shape in self.shapes]
-        self.widths = [part.shape.numel() for part in self.parts]
-        self.size = sum(self.sizes)
+        self.shapes: list[torch.Size] = [torch.Size(shape) for shape in shapes]
+        self.sizes: list[int] = [shape.numel() for shape in self.shapes]
+        self.widths: list[int] = [part.shape.numel() for part in self.parts]
+        self.size: int = sum(self.sizes)
         """D."""
-        self.event_shape = self.parts[0].shape if len(self.parts) == 1 else torch.Size([sum(self.widths)])
+        self.event_shape: torch.Size = self.parts[0].shape if len(self.parts) == 1 else torch.Size([sum(self.widths)])
         self.register_buffer("location", torch.zeros(self.size))
         self.register_buffer("scale", torch.ones(self.size))
 
