@@ -22,6 +22,7 @@ OBSERVATIONS = {
     "colour image": Observations((3, 8, 8), "gaussian", "dequantise", parts=3, maximum=255.0),
     "real table": Observations((5,), "gaussian", "standardise", parts=3),
     "counts": Observations((4,), "poisson", "as_is", parts=3),
+    "overdispersed counts": Observations((4,), "negative_binomial", "as_is", parts=3),
     "categories": Observations((4,), "categorical", "as_is", parts=3, categories=5),
 }
 PRIORS = {1: "gaussian", 2: "pinwheel", 3: "swiss_roll"}
@@ -53,7 +54,7 @@ def raw_data(kind, count=BATCH):
             return torch.randint(0, 256, shape, dtype=torch.uint8)
         case "real table":
             return 100 + 20 * torch.randn(shape)
-        case "counts":
+        case "counts" | "overdispersed counts":
             return torch.randint(0, 30, shape)
         case _:
             return torch.randint(0, 5, shape)

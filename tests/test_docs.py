@@ -16,6 +16,7 @@ import torch
 from torch.distributions import StudentT
 
 from ddvi import catalogue, folders
+from ddvi.evidence import exact_log_likelihood
 from ddvi.methods import ALIASES, METHODS
 from ddvi.randomness import seeded
 
@@ -27,6 +28,8 @@ PAGES = (
     "docs/extending.md",
     "docs/architecture.md",
     "docs/report.md",
+    "docs/own_model.md",
+    "docs/sklearn.md",
     "docs/methods/semi_supervised.md",
 )
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -69,14 +72,34 @@ def table(page: str, first: str) -> list[list[str]]:
 # The README
 
 
-def test_the_readmes_example_trains_and_its_bound_is_below_the_evidence() -> None:
+@pytest.mark.slow
+def test_the_readmes_posterior_finds_both_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     names = execute("README.md")
+    model, z = names["inference"].model, names["z"]
+    evidence = exact_log_likelihood(model.prior, model.likelihood, names["x"][:20]).log_likelihood
+    assert abs((evidence - names["bound"].value[:20]).mean()) < 0.05
+    above = (z[..., 1] > 0).float().mean(0)
+    assert ((above > 0.2) & (above < 0.8)).float().mean() > 0.9, "the mirror image is as likely"
+    assert (tmp_path / "sensors.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_the_page_on_own_models_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = execute("docs/own_model.md")
     first, last = names["history"][0], names["history"][-1]
     assert last["resampled_reconstruction"] < first["resampled_reconstruction"] - 5
     evidence, bound = names["evidence"].log_likelihood, names["bound"].double()
-    assert names["z"].shape == (100, 2)
     assert (evidence - bound).mean() > 0
     assert evidence.mean() > -64 * torch.tensor(2.0).log(), "a fair coin for each pixel does better"
+
+
+@pytest.mark.slow
+def test_the_page_on_scikit_learn_runs() -> None:
+    names = execute("docs/sklearn.md")
+    assert names["embedding"].columns.tolist() == ["ddvi0", "ddvi1"]
+    assert names["accuracy"] > 0.8
 
 
 def test_the_readmes_tables_name_what_there_is() -> None:

@@ -8,6 +8,7 @@ from matplotlib.image import imread
 from ddvi import figures
 from ddvi.composition import build_model, observe
 from ddvi.data import Dataset
+from ddvi.likelihoods import means
 from ddvi.randomness import random_state, seeded
 from ddvi.settings import resolve
 
@@ -188,4 +189,4 @@ def test_means_of_categories_are_of_their_numbers():
         z = torch.randn(4, 2)
     probability = model.likelihood.decoder(z).softmax(-1)
     expected = (probability * torch.arange(9)).sum(-1)
-    torch.testing.assert_close(figures.means(model.likelihood, z), expected)
+    torch.testing.assert_close(means(model.likelihood, z), expected)

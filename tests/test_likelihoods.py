@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.distributions import Bernoulli, Categorical, Independent, Laplace, Normal, Poisson
+from torch.distributions import Bernoulli, Categorical, Independent, Laplace, NegativeBinomial, Normal, Poisson
 
 from ddvi import likelihoods, preprocessing
 from ddvi.errors import InputError
@@ -14,7 +14,7 @@ from ddvi.networks import DenseDecoder
 pytestmark = pytest.mark.usefixtures("float64")
 
 SHAPES = [(4,), (2, 3), (1, 4, 4)]
-FAMILIES = ("bernoulli", "gaussian", "poisson", "categorical", "user")
+FAMILIES = ("bernoulli", "gaussian", "poisson", "negative_binomial", "categorical", "user")
 families = pytest.mark.parametrize("family", FAMILIES)
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
@@ -36,6 +36,12 @@ def build(family, shape):
         case "poisson":
             likelihood = likelihoods.PoissonLikelihood(decoder, event_shape)
             by_hand = lambda z: Poisson(decoder(z).exp())  # noqa: E731
+        case "negative_binomial":
+            likelihood = likelihoods.NegativeBinomialLikelihood(decoder, event_shape)
+            dispersion = torch.linspace(0.5, 4, math.prod(shape)).view(shape)
+            with torch.no_grad():
+                likelihood.log_dispersion.copy_(dispersion.log())
+            by_hand = lambda z: NegativeBinomial(dispersion, logits=decoder(z) - dispersion.log())  # noqa: E731
         case "categorical":
             likelihood = likelihoods.CategoricalLikelihood(decoder, event_shape, 5)
             by_hand = lambda z: Categorical(logits=decoder(z))  # noqa: E731

@@ -1,12 +1,15 @@
 """The package as a user imports it."""
 
 import ast
+import doctest
+import importlib
 import inspect
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import ddvi
 from ddvi._version import __version__
@@ -21,6 +24,24 @@ def test_a_public_name_is_there_and_says_what_it_is(name):
     documentation = vars(value).get("__doc__") if inspect.isclass(value) else value.__doc__
     assert documentation, f"{name} has no docstring"
     assert not documentation.startswith(f"{name}("), f"{name} has the docstring that dataclasses and tuples make up"
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "ddvi.fitted",
+        "ddvi.inference",
+        "ddvi.likelihoods",
+        "ddvi.objectives.wake_sleep",
+        "ddvi.sklearn",
+        "ddvi.supports",
+    ],
+)
+def test_the_examples_in_docstrings_are_true(module):
+    with ddvi.seeded(0, module):
+        found = doctest.testmod(importlib.import_module(module), extraglobs={"ddvi": ddvi, "torch": torch})
+    assert found.attempted
+    assert not found.failed
 
 
 def test_what_the_stub_imports_is_what_it_makes_public():

@@ -267,6 +267,24 @@ def test_a_copied_folder_draws_without_data(tmp_path: Path, measures: list[bool]
         runs.evaluate_run(tmp_path / "copy")
 
 
+def test_a_run_learns_how_much_counts_vary(tmp_path: Path, measures: list[bool]) -> None:
+    """Negative binomial counts of dispersion 2, so of variance μ + μ²/2, which a Poisson likelihood couldn't have."""
+    x = np.random.default_rng(0).negative_binomial(2, 2 / (2 + 6), size=(600, 4))
+    np.save(tmp_path / "counts.npy", x)
+    values = {"out": tmp_path / "run", "epochs": 25, "hidden_size": 8, "batch_size": 32, "lr": 2e-2}
+    values |= {"likelihood": "negative_binomial", "latent_size": 1}
+    runs.train(resolve(str(tmp_path / "counts.npy"), "vae", "gaussian", values))
+    _, observations, model = runs.load_run(tmp_path / "run")
+    assert observations.likelihood == "negative_binomial"
+    assert 1.6 < model.likelihood.log_dispersion.exp().mean() < 2.6
+    draws = runs.sample(tmp_path / "run", 5000)["x"]
+    np.testing.assert_allclose(draws.var(0), x.var(0), rtol=0.35)
+    reals = np.random.default_rng(0).normal(size=(50, 4))
+    np.save(tmp_path / "counts.npy", reals)
+    with pytest.raises(InputError, match="likelihood=negative_binomial needs whole numbers"):
+        runs.train(resolve(str(tmp_path / "counts.npy"), "vae", "gaussian", values | {"out": tmp_path / "other"}))
+
+
 def test_other_data_under_the_same_name_is_refused(tmp_path: Path, measures: list[bool]) -> None:
     path = tmp_path / "own.npy"
     np.save(path, np.random.default_rng(0).normal(size=(100, 3)))

@@ -3,6 +3,8 @@ from .data import Dataset, load, split_validation
 from .errors import InputError, TrainingError
 from .evaluation import evaluate, latents
 from .evidence import Evidence, exact_log_likelihood
+from .fitted import Estimate, FittedPosterior
+from .inference import Inference
 from .likelihoods import (
     BernoulliLikelihood,
     CategoricalLikelihood,
@@ -10,7 +12,9 @@ from .likelihoods import (
     ExponentialFamily,
     GaussianLikelihood,
     Likelihood,
+    NegativeBinomialLikelihood,
     PoissonLikelihood,
+    as_likelihood,
 )
 from .model import LatentVariableModel, Weights
 from .noise import NoisingProcess
@@ -22,6 +26,7 @@ from .objectives import (
     MarginalLikelihood,
     Objective,
     ReweightedWakeSleep,
+    Sleep,
     Update,
     WakeSleep,
     WarmUp,
@@ -49,6 +54,7 @@ from .priors import (
     make_prior,
 )
 from .randomness import seeded
+from .supports import Bijection, Product, Section
 from .training import Interrupted, Phase, Schedule, Trainer
 
 __all__ = [
@@ -56,6 +62,7 @@ __all__ = [
     "Adversarial",
     "Batch",
     "BernoulliLikelihood",
+    "Bijection",
     "CategoricalLikelihood",
     "Conditional",
     "Dataset",
@@ -63,8 +70,10 @@ __all__ = [
     "DistributionLikelihood",
     "DistributionPrior",
     "Draw",
+    "Estimate",
     "Evidence",
     "ExponentialFamily",
+    "FittedPosterior",
     "FlowPosterior",
     "GaussianLikelihood",
     "GaussianMixture",
@@ -72,12 +81,14 @@ __all__ = [
     "HierarchicalPosterior",
     "ImplicitPosterior",
     "ImportanceWeighted",
+    "Inference",
     "InputError",
     "Interrupted",
     "LatentVariableModel",
     "LessNoisySquare",
     "Likelihood",
     "MarginalLikelihood",
+    "NegativeBinomialLikelihood",
     "NoisingProcess",
     "Objective",
     "Phase",
@@ -85,8 +96,11 @@ __all__ = [
     "PoissonLikelihood",
     "Posterior",
     "Prior",
+    "Product",
     "ReweightedWakeSleep",
     "Schedule",
+    "Section",
+    "Sleep",
     "SplinePosterior",
     "StandardGaussian",
     "SwissRoll",
@@ -97,6 +111,7 @@ __all__ = [
     "WarmUp",
     "Weights",
     "__version__",
+    "as_likelihood",
     "as_prior",
     "evaluate",
     "exact_log_likelihood",

@@ -49,6 +49,7 @@ LIKELIHOODS: dict[str, str] = {
     "bernoulli": "binary entries; grey values in [0, 1] are binarised afresh at each pass",
     "gaussian": "real entries with a learned scale; images dequantised, tables standardised per feature",
     "poisson": "counts",
+    "negative_binomial": "counts that vary more than Poisson counts do, with a learned dispersion per feature",
     "categorical": "categories 0, 1, 2, …",
 }
 

@@ -22,7 +22,7 @@ from ddvi.objectives.marginal import MarginalLikelihood
 from ddvi.objectives.semi_supervised import SemiSupervised
 from ddvi.objectives.wake_sleep import ReweightedWakeSleep, WakeSleep
 from ddvi.objectives.warm_up import WarmUp
-from ddvi.priors import make_prior
+from ddvi.priors import Prior, make_prior
 from ddvi.settings import Settings
 from ddvi.training import Phase, Schedule
 
@@ -109,24 +109,45 @@ def build_model(settings: Settings, observations: Observations, train_x: Tensor 
     if kind == "auto":
         kind = "convolutional" if _suits_convolutions(event_shape) else "dense"
     encoder, decoder = _networks(kind, settings, observations)
-    method = METHODS[settings.method]
+    prepare = _preprocessing(observations)
+    if isinstance(prepare, preprocessing.Standardise) and train_x is not None:
+        prepare.fit(train_x)
+    labels = observations.parts if settings.semi_supervised else 0
+    return assemble(settings, prior, _likelihood(decoder, observations), encoder, prepare, labels)
+
+
+def assemble(
+    settings: Settings,
+    prior: Prior,
+    likelihood: likelihoods.Likelihood,
+    encoder: nn.Module,
+    prepare: preprocessing.Preprocessing | None = None,
+    labels: int = 0,
+) -> LatentVariableModel:
+    """A model with the posterior that the settings name, and what else their method needs, around given parts.
+
+    Args:
+        settings: method, and what its posterior takes.
+        prior: p(z); its size is the latent size.
+        likelihood: p(x | z).
+        encoder: with `out_features`.
+        prepare: from data as stored to observations.
+        labels: number of classes where labels are learnt too.
+    """
+    method, (latent_size,) = METHODS[settings.method], prior.event_shape
     available = settings.as_dict() | {"prior_denoiser": prior if settings.prior_denoiser else None}
     options: dict[str, Any] = {name: available[name] for name in method.takes}
     posterior_class = method.posterior_class()
-    labels = observations.parts if settings.semi_supervised else 0
     if not posterior_class.has_density:
-        posterior = posterior_class(encoder, settings.latent_size, **options)
-        seen = settings.latent_size + (labels + 1 if labels else 0)
+        posterior = posterior_class(encoder, latent_size, **options)
+        seen = latent_size + (labels + 1 if labels else 0)
         size = settings.hidden_size
         judge = nn.Sequential(networks.mlp(seen, (size, size), 1), nn.Flatten(-2))
         extra: dict[str, nn.Module] = {"discriminator": judge}
     else:
-        posterior = posterior_class(encoder, settings.latent_size, labels, **options)
+        posterior = posterior_class(encoder, latent_size, labels, **options)
         extra = {"classifier": nn.Linear(posterior.features, labels)} if labels else {}
-    prepare = _preprocessing(observations)
-    if isinstance(prepare, preprocessing.Standardise) and train_x is not None:
-        prepare.fit(train_x)
-    return LatentVariableModel(prior, _likelihood(decoder, observations), posterior, prepare, **extra)
+    return LatentVariableModel(prior, likelihood, posterior, prepare, **extra)
 
 
 def make_objective(settings: Settings) -> Objective:
@@ -200,7 +221,7 @@ def _networks(kind: str, settings: Settings, observations: Observations) -> tupl
         decoder = networks.DenseDecoder(settings.latent_size, shape, size, settings.dropout)
     if categories:
         encoder = networks.TransformedEncoder(networks.OneHot(categories), encoder)
-    elif observations.likelihood == "poisson":
+    elif observations.likelihood in ("poisson", "negative_binomial"):
         encoder = networks.TransformedEncoder(networks.Logarithm(), encoder)
     return encoder, decoder
 
@@ -216,6 +237,8 @@ def _likelihood(decoder: nn.Module, observations: Observations) -> likelihoods.L
             return likelihoods.GaussianLikelihood(decoder, event_shape, torch.full(shape, scale))
         case "poisson":
             return likelihoods.PoissonLikelihood(decoder, event_shape)
+        case "negative_binomial":
+            return likelihoods.NegativeBinomialLikelihood(decoder, event_shape)
         case "categorical":
             return likelihoods.CategoricalLikelihood(decoder, event_shape, observations.categories)
         case other:

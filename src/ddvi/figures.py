@@ -17,12 +17,11 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
-from torch.distributions import Categorical, Independent
 
 from ddvi.data import Dataset
 from ddvi.evaluation import prepared
 from ddvi.files import write_aside
-from ddvi.likelihoods import Likelihood
+from ddvi.likelihoods import means
 from ddvi.model import LatentVariableModel
 from ddvi.randomness import seeded
 from ddvi.settings import SEMI, Settings
@@ -44,16 +43,6 @@ _INK, _PRIOR_COLOUR, _FAINT = "#333333", "#3B4A5A", "#CCCCCC"
 _MOST_POINTS = 5000
 _MOST_ROWS = 20
 _DRAWS_PER_LABEL = 10
-
-
-def means(likelihood: Likelihood, z: Tensor) -> Tensor:
-    """E[x|z] for z (N, D), (N, *event); for categories the mean of their numbers."""
-    distribution = likelihood(z)
-    base = distribution.base_dist if isinstance(distribution, Independent) else distribution
-    if isinstance(base, Categorical):
-        numbers = torch.arange(base.probs.shape[-1], device=z.device, dtype=z.dtype)
-        return (base.probs * numbers).sum(-1)
-    return distribution.mean
 
 
 @torch.no_grad()

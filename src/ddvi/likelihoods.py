@@ -12,11 +12,11 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Callable
-from typing import Any, final
+from typing import Any, ClassVar, Self, final
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Categorical, Distribution, Independent, Normal, Poisson
+from torch.distributions import Bernoulli, Categorical, Distribution, Independent, NegativeBinomial, Normal, Poisson
 from torch.nn import functional
 
 from ddvi.errors import InputError
@@ -143,6 +143,51 @@ class PoissonLikelihood(ExponentialFamily):
 
 
 @final
+class NegativeBinomialLikelihood(ExponentialFamily):
+    """Counts that vary more than Poisson counts do; the decoder gives log means, kept below e^20.
+
+        p(x | z) = Γ(x + r)/(Γ(r) x!) · (μ/(μ + r))^x (r/(μ + r))^r,    mean μ(z), variance μ + μ²/r
+
+    With r held fixed an exponential family; r > 0 is learned, one of each entry, and tends to the Poisson at r → ∞.
+
+    Args:
+        decoder: from z (*, D) to log μ, (*, *event).
+        event_shape: shape of one observation.
+        dispersion: r to begin with.
+
+    Source: Robinson and Smyth, 2007, for counts of genes.
+
+    Example:
+        >>> likelihood = NegativeBinomialLikelihood(nn.Linear(2, 3), torch.Size([3]))
+        >>> likelihood(torch.zeros(5, 2)).sample().shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(self, decoder: nn.Module, event_shape: torch.Size, dispersion: float = 10.0) -> None:
+        super().__init__(decoder, event_shape)
+        self.log_dispersion: nn.Parameter = nn.Parameter(torch.full(tuple(event_shape), math.log(dispersion)))
+
+    def _logits(self, z: Tensor) -> Tensor:
+        """log(μ/r), kept where a wild mean stays finite."""
+        return self.decoder(z).clamp_max(20.0) - self.log_dispersion
+
+    def forward(self, z: Tensor) -> Distribution:
+        count = self.log_dispersion.exp()
+        return self._independent(NegativeBinomial(count, logits=self._logits(z), validate_args=False))
+
+    def natural(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self._logits(z)
+        log_partition = self.log_dispersion.exp() * functional.softplus(logits)
+        entries = -len(self.event_shape)
+        return functional.logsigmoid(logits).flatten(entries), log_partition.flatten(entries).sum(-1)
+
+    def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        counts, dispersion = x.flatten(1), self.log_dispersion.exp().flatten()
+        log_base = torch.lgamma(counts + dispersion) - torch.lgamma(dispersion) - torch.lgamma(counts + 1)
+        return counts, log_base.sum(-1)
+
+
+@final
 class CategoricalLikelihood(ExponentialFamily):
     """Entries with values 0 … categories − 1; the decoder gives logits (*, *event, categories)."""
 
@@ -196,3 +241,147 @@ class DistributionLikelihood(Likelihood):
 
     def pairwise_log_prob(self, x: Tensor, z: Tensor) -> Tensor:
         return self(z).log_prob(x[:, None])
+
+
+def means(likelihood: Likelihood, z: Tensor) -> Tensor:
+    """E[x|z] for z (N, D), (N, *event); for categories the mean of their numbers."""
+    distribution = likelihood(z)
+    base = distribution.base_dist if isinstance(distribution, Independent) else distribution
+    if isinstance(base, Categorical):
+        numbers = torch.arange(base.probs.shape[-1], device=z.device, dtype=z.dtype)
+        return (base.probs * numbers).sum(-1)
+    return distribution.mean
+
+
+@final
+class FixedLikelihood(Likelihood):
+    """A likelihood that training leaves as it is: it stays in evaluation mode."""
+
+    def __init__(self, likelihood: Likelihood) -> None:
+        super().__init__()
+        self.event_shape = likelihood.event_shape
+        self.likelihood: Likelihood = likelihood.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        return super().train(False)
+
+    def forward(self, z: Tensor) -> Distribution:
+        return self.likelihood(z)
+
+    def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        return self.likelihood.log_prob(x, z)
+
+    def pairwise_log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        return self.likelihood.pairwise_log_prob(x, z)
+
+
+def as_likelihood(source: Any, event_shape: torch.Size, latents: nn.Module | None = None) -> Likelihood:
+    """A user's own likelihood p(x | z).
+
+    Args:
+        source: a `Likelihood`; a module or function from latents (*, *latent) to a torch distribution of batch shape
+            (*) or, for a simulator without a density, to draws x (*, *event); or an object with `log_prob(x, z)` (*)
+            and `sample(z)` (*, *event).
+        event_shape: shape of one observation.
+        latents: from what the model calls z (*, D) to what `source` takes; by default the same.
+
+    Raises:
+        InputError: `source` is none of these, or a `Likelihood` over observations of another shape.
+
+    Example:
+        >>> likelihood = as_likelihood(lambda z: Independent(Normal(z, 1.0), 1), torch.Size([2]))
+        >>> likelihood.log_prob(torch.zeros(4, 2), torch.zeros(7, 4, 2)).shape
+        torch.Size([7, 4])
+    """
+    event_shape = torch.Size(event_shape)
+    if isinstance(source, Likelihood):
+        if source.event_shape != event_shape:
+            given = f"the likelihood is over observations of shape {tuple(source.event_shape)}"
+            raise InputError(f"{given}, but x has examples of shape {tuple(event_shape)}; make them one")
+        if latents is None:
+            return source
+    if not callable(source) and not is_scored_object(source):
+        raise InputError(
+            f"{type(source).__name__} is no likelihood; give a function from z to a torch distribution, or an object"
+            " with log_prob(x, z) and sample(z)"
+        )
+    return DistributionLikelihood(_Built(source, event_shape, latents), event_shape)
+
+
+def is_scored_object(source: Any) -> bool:
+    """Whether this is an object with `log_prob(x, z)` and `sample(z)`, rather than a function from z."""
+    methods = (getattr(source, name, None) for name in ("log_prob", "sample"))
+    return not isinstance(source, (Likelihood, type)) and all(map(callable, methods))
+
+
+class _Built(nn.Module):
+    """z (*, D) to the distribution that a user's likelihood makes of it."""
+
+    def __init__(self, source: Any, event_shape: torch.Size, latents: nn.Module | None) -> None:
+        super().__init__()
+        self.source = source
+        self.event_shape = event_shape
+        self.latents = latents
+        self.scored = is_scored_object(source)
+
+    def forward(self, z: Tensor) -> Any:
+        given, batch_shape = z if self.latents is None else self.latents(z), z.shape[:-1]
+        if self.scored:
+            return DrawnDistribution(
+                batch_shape,
+                self.event_shape,
+                lambda: self.source.sample(given),
+                lambda x: self.source.log_prob(x, given),
+            )
+        distribution = self.source(given)
+        if not isinstance(distribution, Tensor):
+            return distribution
+        first = [distribution]
+        return DrawnDistribution(batch_shape, self.event_shape, lambda: first.pop() if first else self.source(given))
+
+
+@final
+class DrawnDistribution(Distribution):
+    """What can be drawn, and perhaps scored: x (*batch, *event) as a user's own code makes it.
+
+    Args:
+        draw: gives one x.
+        score: from x to its log density (*batch); None for a simulator, which has none.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}  # pyright: ignore[reportIncompatibleMethodOverride]
+
+    def __init__(
+        self,
+        batch_shape: torch.Size,
+        event_shape: torch.Size,
+        draw: Callable[[], Tensor],
+        score: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__(batch_shape, event_shape, validate_args=False)
+        self.draw = draw
+        self.score = score
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
+        if not sample_shape:
+            return self._checked(self.draw(), shape, "a draw")
+        draws = [
+            self._checked(self.draw(), shape[len(sample_shape) :], "a draw") for _ in range(math.prod(sample_shape))
+        ]
+        return torch.stack(draws).view(shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self.score is None:
+            raise InputError(
+                "this likelihood gives draws without a density, so there is no bound and only sleep can train; use"
+                " fit_simulations, or give a torch distribution"
+            )
+        batch_shape = value.shape[: value.dim() - len(self.event_shape)]
+        return self._checked(self.score(value), torch.broadcast_shapes(batch_shape, self.batch_shape), "log_prob")
+
+    @staticmethod
+    def _checked(value: Tensor, shape: torch.Size, what: str) -> Tensor:
+        if value.shape != shape:
+            raise InputError(f"{what} of the likelihood has shape {tuple(value.shape)}; make it {tuple(shape)}")
+        return value

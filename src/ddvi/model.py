@@ -151,6 +151,18 @@ class LatentVariableModel(nn.Module):
         bound = log_weight.logsumexp(0) - math.log(samples)
         return bound.logsumexp(0) if view.summed else bound
 
+    def held_out_bound(self, x: Tensor, z: Tensor | None = None) -> Tensor:
+        """What training can be judged by on held-out x (B, *event), from one draw: (B,), in nats, to be high.
+
+        The evidence lower bound; log p(x | z) of a posterior without a density; and where the latents z (B, D) that x
+        was simulated from are known, the posterior's bound on log q(z | x).
+        """
+        if z is not None:
+            return self.posterior(x).log_bound(z)
+        if self.posterior.has_density:
+            return self.log_weights(x, 1)[0]
+        return self.likelihood.log_prob(x, self.latent(x))
+
     def latent(self, x: Tensor) -> Tensor:
         """One draw z ~ q(z | x) of x (B, *event), the label drawn first where there is one: (B, D)."""
         features = self.posterior.encode(x)

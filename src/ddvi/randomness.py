@@ -130,6 +130,7 @@ class Shard:
 
 
 _SHARD: ContextVar[Shard | None] = ContextVar("shard", default=None)
+_ALIKE: ContextVar[bool] = ContextVar("alike", default=False)
 
 
 @contextlib.contextmanager
@@ -146,6 +147,19 @@ def sharded(shard: Shard | None, watched: bool = False) -> Iterator[None]:
             yield
     finally:
         _SHARD.reset(token)
+
+
+@contextlib.contextmanager
+def alike() -> Iterator[None]:
+    """Let what is drawn in a block by `draw` be the same for every row of a batch.
+
+    Then what is computed of a row depends neither on the other rows nor on where it stands among them.
+    """
+    token = _ALIKE.set(True)
+    try:
+        yield
+    finally:
+        _ALIKE.reset(token)
 
 
 def part(values: Tensor, axis: int = 0) -> Tensor:
@@ -179,6 +193,10 @@ def draw(sampler: Callable[..., Tensor], shape: Sequence[int], axis: int, **opti
         options: for the sampler.
     """
     shard = _SHARD.get()
+    if _ALIKE.get():
+        one = list(shape)
+        one[axis] = 1
+        return sampler(one, **options).expand(*shape)
     if shard is None:
         return sampler(shape, **options)
     with sharded(None):

@@ -296,13 +296,13 @@ def sample(folder: Path, count: int, seed: int = 0) -> dict[str, Tensor]:
     settings, _, model = load_run(folder)
     import torch
 
-    from ddvi import figures
+    from ddvi.likelihoods import means
     from ddvi.randomness import seeded
 
     parts = []
     with arithmetic(settings), seeded(seed, "sample"), torch.no_grad():
         for z in model.prior.sample((count,)).split(1000):
-            draws = {"x": model.likelihood(z).sample(), "mean": figures.means(model.likelihood, z)}
+            draws = {"x": model.likelihood(z).sample(), "mean": means(model.likelihood, z)}
             draws = {name: model.preprocessing.restore(value) for name, value in draws.items()}
             parts.append(draws | {"z": z})
     return {name: torch.cat([part[name] for part in parts]) for name in ("x", "mean", "z")}

@@ -127,6 +127,8 @@ class Trainer:
         listener: who watches.
         labelled: raw examples (M, *event) with their labels, for semi-supervised learning; each step draws a batch of
             them with replacement.
+        train_z: the latents (N, D) that training data was simulated from, where they are known.
+        validation_z: the same of the held-out examples.
 
     Raises:
         InputError: a batch larger than the data; a fabric of several devices that isn't launched.
@@ -142,6 +144,8 @@ class Trainer:
         fabric: Fabric | None = None,
         listener: Listener | None = None,
         labelled: Labelled | None = None,
+        train_z: Tensor | None = None,
+        validation_z: Tensor | None = None,
     ) -> None:
         if schedule.batch_size > len(train_x):
             raise InputError(
@@ -154,8 +158,11 @@ class Trainer:
         self.model = model
         self.schedule = schedule
         self.train_x = self.fabric.to_device(train_x)
-        self.validation_x = None if validation_x is None else self.fabric.to_device(validation_x)
-        self.labelled = labelled and Labelled(*(self.fabric.to_device(part) for part in (labelled.x, labelled.label)))
+        here = self.fabric.to_device
+        self.validation_x, self.train_z, self.validation_z = (
+            None if given is None else here(given) for given in (validation_x, train_z, validation_z)
+        )
+        self.labelled = labelled and Labelled(here(labelled.x), here(labelled.label))
         self.path = path
         self.listener = listener if self.processes.first else None
         self.state = State()
@@ -223,7 +230,8 @@ class Trainer:
         lr = self.schedule.learning_rate(progress)
         here = part(rows)
         with self.fabric.autocast():
-            batch = Batch(self.model.preprocessing(self.train_x[here]), progress, self._draw_labelled(len(rows)))
+            z = None if self.train_z is None else self.train_z[here]
+            batch = Batch(self.model.preprocessing(self.train_x[here]), progress, self._draw_labelled(len(rows)), z)
             updates = phase.objective.updates(self.model, batch)
         complaint = ""
         while True:
@@ -314,24 +322,21 @@ class Trainer:
         seconds = self.state.seconds
         row: dict[str, Any] = {"epoch": self.state.epoch + 1, **terms}
         if self.validation_x is not None:
-            row["validation_bound"] = self._validation_bound(self.validation_x)
+            row["validation_bound"] = self._validation_bound(self.validation_x, self.validation_z)
         row["skipped"] = self.state.skipped
         row["examples_per_second"] = sums["examples"] / max(seconds, 1e-9)
         row["seconds"] = seconds
         return row
 
     @torch.no_grad()
-    def _validation_bound(self, raw: Tensor) -> float:
-        """Mean ELBO of held-out examples, the same noise at each epoch; without a density, mean log p(x | z)."""
+    def _validation_bound(self, raw: Tensor, z: Tensor | None) -> float:
+        """Mean of `held_out_bound` of held-out examples, the same noise at each epoch."""
         self.model.eval()
         total = 0.0
         with seeded(self.schedule.seed, "validation"), self.fabric.autocast():
-            for part in raw.split(_VALIDATION_CHUNK):
-                x = self.model.preprocessing(part)
-                if self.model.posterior.has_density:
-                    total += float(self.model.log_weights(x, 1).sum())
-                else:
-                    total += float(self.model.likelihood.log_prob(x, self.model.latent(x)).sum())
+            for rows in torch.arange(len(raw), device=raw.device).split(_VALIDATION_CHUNK):
+                x = self.model.preprocessing(raw[rows])
+                total += float(self.model.held_out_bound(x, None if z is None else z[rows]).sum())
         self.model.train()
         return total / len(raw)
 

@@ -5,7 +5,7 @@ from ddvi.objectives.base import Batch, DataObjective, Labelled, Objective, Upda
 from ddvi.objectives.elbo import ELBO, ImportanceWeighted
 from ddvi.objectives.marginal import MarginalLikelihood
 from ddvi.objectives.semi_supervised import SemiSupervised
-from ddvi.objectives.wake_sleep import ReweightedWakeSleep, WakeSleep
+from ddvi.objectives.wake_sleep import ReweightedWakeSleep, Sleep, WakeSleep
 from ddvi.objectives.warm_up import WarmUp
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Objective",
     "ReweightedWakeSleep",
     "SemiSupervised",
+    "Sleep",
     "Update",
     "WakeSleep",
     "WarmUp",

@@ -31,6 +31,8 @@ class Batch:
     """How much of training is over, 0 … 1, for weights that change on the way."""
     labelled: Labelled | None = None
     """In semi-supervised learning as many again, with their labels."""
+    z: Tensor | None = None
+    """The latents (B, D) that x was simulated from, where they are known."""
 
 
 @dataclass(frozen=True)

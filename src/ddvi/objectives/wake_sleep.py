@@ -10,7 +10,7 @@ Revisiting Reweighted Wake-Sleep, 2019; Piriyakulkij et al., AAAI 2025, for the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import final
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ddvi.model import Fantasies, LatentVariableModel, View
-from ddvi.objectives.base import Batch, DataObjective, Update, data_update
+from ddvi.objectives.base import Batch, DataObjective, Objective, Update, data_update
 from ddvi.objectives.elbo import ELBO, bound_terms, cross_entropy, damped
 from ddvi.randomness import sample
 
@@ -30,6 +30,43 @@ def sleep_loss(model: LatentVariableModel, fantasies: Fantasies, levels: int | N
     """
     view = model.view(fantasies.x, fantasies.label)
     return _with_label(view, -model.posterior.condition(view.features).log_bound(fantasies.z, levels))
+
+
+@final
+@dataclass(frozen=True)
+class Sleep(Objective):
+    """The sleep term alone, for models that can be simulated: the posterior learns from pairs (z, x) of the model.
+
+        E_p(z,x) E_r(a|z)[ log q(z, a | x) − log r(a | z) ] ≤ E_p(z,x)[ log q(z | x) ]
+
+    No density of prior or likelihood is asked for. Pairs are those of the batch where it has them, else fresh ones.
+
+    Args:
+        levels: terms of the chain drawn per pair; all if None.
+        simulate: count to so many (z, x), of shapes (count, D) and (count, *event); None draws from the model itself.
+
+    Source: Papamakarios and Murray, Fast ε-free Inference of Simulation Models, 2016; with a chain, method and bound of
+    Piriyakulkij et al., AAAI 2025.
+
+    Example:
+        >>> Sleep() == Sleep(levels=None)
+        True
+    """
+
+    levels: int | None = None
+    simulate: Callable[[int], tuple[Tensor, Tensor]] | None = None
+
+    def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
+        if batch.z is not None:
+            pairs = Fantasies(batch.x, batch.z, None)
+        elif self.simulate is None:
+            pairs = model.fantasise(len(batch.x))
+        else:
+            with torch.no_grad():
+                z, x = self.simulate(len(batch.x))
+            pairs = Fantasies(x.to(batch.x), z.to(batch.x), None)
+        loss = sleep_loss(model, pairs, self.levels)
+        yield Update(("posterior", "classifier"), loss, {"sleep": loss})
 
 
 @final

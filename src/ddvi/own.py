@@ -1,0 +1,290 @@
+"""From a user's own prior, likelihood, posterior and settings to a model over unconstrained latents.
+
+What `composition` is for names and settings, this is for objects.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, final
+
+import torch
+from torch import Tensor, nn
+from torch.distributions.constraints import Constraint
+
+from ddvi.arrays import as_tensor
+from ddvi.composition import assemble
+from ddvi.errors import InputError, check_name
+from ddvi.likelihoods import Likelihood, as_likelihood, is_scored_object
+from ddvi.methods import ALIASES, METHODS
+from ddvi.model import LatentVariableModel
+from ddvi.networks import DenseEncoder, TransformedEncoder
+from ddvi.objectives.base import Objective
+from ddvi.posteriors.base import Posterior
+from ddvi.preprocessing import Standardise
+from ddvi.priors import Prior, as_prior
+from ddvi.randomness import generator, seeded
+from ddvi.settings import OBJECTIVE_SETTINGS, Settings, resolve
+from ddvi.supports import Bijection, Unconstrained, section, sections
+
+_HIDDEN_SIZE = 128
+_NETWORK = ("hidden_size", "dropout")
+
+PosteriorMaker = Callable[[nn.Module, int], Posterior]
+"""From an encoder and D to a posterior, such as its class."""
+
+
+def settings_of(
+    posterior: str | Posterior | PosteriorMaker, objective: str | Objective, given: Mapping[str, Any]
+) -> Settings:
+    """The settings that posterior and objective take, found sound, with the defaults of the method.
+
+    Raises:
+        InputError: an unknown name, or a setting or value that posterior and objective don't take.
+    """
+    method = posterior if isinstance(posterior, str) else _method_of(posterior)
+    method = ALIASES.get(check_name("posterior", method, [*METHODS, *ALIASES]), method)
+    named = objective if isinstance(objective, str) else "auto"
+    check_name("objective", named, ["auto", *METHODS[method].objectives], "a ddvi.Objective")
+    chosen = METHODS[method].objective if named == "auto" else named
+    allowed = {*_taken(method, chosen, posterior, objective), "device"}
+    for name in given:
+        check_name("setting of this posterior and objective", name, sorted(allowed))
+    options = {"hidden_size": _HIDDEN_SIZE, **given, "objective": named}
+    return resolve("mnist", method, "gaussian", options)  # which has the general defaults
+
+
+def _taken(method: str, chosen: str, posterior: Any, objective: Any) -> list[str]:
+    """Names of settings that have an effect beside objects."""
+    names = [*METHODS[method].takes] if isinstance(posterior, str) else []
+    names += OBJECTIVE_SETTINGS[chosen] if isinstance(objective, str) else ["sleep_levels"]
+    return ["seed", *_NETWORK, *names]
+
+
+def stored(settings: Settings, posterior: Any, objective: Any) -> dict[str, Any]:
+    """What a file must name, so that with the same objects it gives the same model again."""
+    names = _taken(settings.method, settings.objective, posterior, objective)
+    named = {"posterior": settings.method, "objective": settings.objective}
+    return named | {name: getattr(settings, name) for name in names}
+
+
+def _method_of(posterior: Posterior | PosteriorMaker) -> str:
+    """The method whose posterior this is or makes; the first one's where it is none of ours."""
+    if not isinstance(posterior, Posterior) and not callable(posterior):
+        raise InputError(
+            f"{type(posterior).__name__} is no posterior; give a name, a Posterior, or a function (encoder, D) to one"
+        )
+    kind = type(posterior) if isinstance(posterior, Posterior) else posterior
+    return next((name for name, method in METHODS.items() if method.posterior_class() is kind), next(iter(METHODS)))
+
+
+def bijection_of(prior: Any, support: Constraint | None, z: Tensor | None = None) -> Bijection:
+    """From R^D to where latents live: those of a prior, or z (N, *latent) where there is none."""
+    if prior is None:
+        assert z is not None
+        bijection = Bijection([section(support, z.shape[1:], "z")])
+        check_latents(z, bijection)
+        bijection.fit(z)
+        return bijection
+    if isinstance(prior, Prior) and support is None:
+        return Bijection(sections(prior))
+    return Bijection.of(prior, support)
+
+
+def build(
+    prior: Any,
+    likelihood: Any,
+    posterior: str | Posterior | PosteriorMaker,
+    encoder: nn.Module,
+    bijection: Bijection,
+    event_shape: torch.Size,
+    settings: Settings,
+) -> LatentVariableModel:
+    """A fresh model over u (B, D).
+
+    Args:
+        prior: p(z), or None.
+        likelihood: p(x | z), or None.
+        posterior: a name, a posterior, or what makes one.
+        encoder: with `out_features`.
+        bijection: from u to z.
+        event_shape: of x.
+        settings: from `settings_of`.
+
+    Raises:
+        InputError: objects that don't fit each other.
+    """
+    seen: Prior = UnknownPrior(bijection.size)
+    score: Likelihood = UnknownLikelihood(event_shape)
+    if prior is not None:
+        plain = bijection.trivial
+        seen = as_prior(prior if plain else Unconstrained(prior, bijection))
+        score = as_likelihood(likelihood, event_shape, None if plain else bijection)
+    if isinstance(posterior, str):
+        return assemble(settings, seen, score, encoder)
+    made = posterior if isinstance(posterior, Posterior) else posterior(encoder, bijection.size)
+    if not isinstance(made, Posterior):
+        raise InputError(f"posterior made a {type(made).__name__}; let it return a ddvi.Posterior")
+    if made.latent_size != bijection.size:
+        raise InputError(
+            f"the posterior has latents of size {made.latent_size}, but those of the model have {bijection.size} once"
+            " they are unconstrained; build it with that latent_size"
+        )
+    return LatentVariableModel(seen, score, made)
+
+
+def default_encoder(event_shape: torch.Size, counts: bool, settings: Settings, x: Tensor | None) -> nn.Module:
+    """Dense layers on standardised entries; the constants are those of x (N, *event), or will be loaded."""
+    inputs = Inputs(event_shape, counts)
+    if x is not None:
+        inputs.fit(x)
+    return TransformedEncoder(inputs, DenseEncoder(event_shape.numel(), settings.hidden_size, settings.dropout))
+
+
+def are_counts(x: Tensor) -> bool:
+    """Whether all values are whole numbers from 0 on, and some above 1."""
+    return bool(x.min() >= 0) and bool(x.max() > 1) and not (x.is_floating_point() and bool((x != x.round()).any()))
+
+
+@final
+class Inputs(nn.Module):
+    """What the default encoder sees of x (B, *event): entries in a row (B, features), standardised.
+
+    Args:
+        event_shape: of x.
+        counts: whether the logarithm log(1 + x) comes first.
+    """
+
+    def __init__(self, event_shape: torch.Size, counts: bool) -> None:
+        super().__init__()
+        self.counts = counts
+        self.standardise = Standardise(torch.Size([event_shape.numel()]))
+
+    def fit(self, x: Tensor) -> None:
+        """Take the constants from x (N, *event)."""
+        self.standardise.fit(self._rows(x.to(torch.get_default_dtype())))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.standardise(self._rows(x))
+
+    def _rows(self, x: Tensor) -> Tensor:
+        rows = x.reshape(len(x), -1)
+        return rows.log1p() if self.counts else rows
+
+
+_NO_DENSITY = "this was learnt from simulations alone, so there is no {} and no bound; give Inference both parts"
+
+
+@final
+class UnknownPrior(Prior):
+    """Stands where pairs of the whole model are all that is known; what needs the prior is refused."""
+
+    def __init__(self, latent_size: int) -> None:
+        super().__init__(latent_size, None)
+
+    def _draw(self, shape: torch.Size, label: Tensor | None, options: dict[str, Any]) -> NoReturn:
+        raise InputError(_NO_DENSITY.format("prior"))
+
+    def _log_density(self, z: Tensor, label: Tensor | None) -> NoReturn:
+        raise InputError(_NO_DENSITY.format("prior"))
+
+
+@final
+class UnknownLikelihood(Likelihood):
+    """The same for the likelihood."""
+
+    def __init__(self, event_shape: torch.Size) -> None:
+        super().__init__()
+        self.event_shape = event_shape
+
+    def forward(self, z: Tensor) -> NoReturn:
+        raise InputError(_NO_DENSITY.format("likelihood"))
+
+    def log_prob(self, x: Tensor, z: Tensor) -> NoReturn:
+        raise InputError(_NO_DENSITY.format("likelihood"))
+
+    def pairwise_log_prob(self, x: Tensor, z: Tensor) -> NoReturn:
+        raise InputError(_NO_DENSITY.format("likelihood"))
+
+
+def split(
+    x: Tensor, u: Tensor | None, validation: Any, seed: int
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Training and held-out x, and the same of latents u (N, D) where there are any."""
+    if isinstance(validation, bool) or not isinstance(validation, numbers.Integral):
+        if u is not None:
+            raise InputError("validation of simulations is how many pairs to hold out; give a whole number")
+        held_out = as_tensor(validation, "validation")
+        if held_out.shape[1:] != x.shape[1:]:
+            raise InputError(f"validation has examples of shape {tuple(held_out.shape[1:])}; give those of x")
+        return x, held_out, None, None
+    if not 0 <= int(validation) < len(x):
+        raise InputError(f"validation={validation} doesn't fit {len(x)} examples; give 0 to {len(x) - 1}")
+    if not validation:
+        return x, None, u, None
+    order, validation = torch.randperm(len(x), generator=generator(seed, "validation")), int(validation)
+    kept, out = order[validation:], order[:validation]
+    return x[kept], x[out], None if u is None else u[kept], None if u is None else u[out]
+
+
+def filled(values: Tensor, batch_size: int) -> Tensor:
+    """Examples (N, …), with copies of few of them, since a step on few is noisier than it needs to be."""
+    copies = math.ceil(batch_size / len(values))
+    return values if copies == 1 else values.repeat(copies, *[1] * (values.dim() - 1))
+
+
+def pair(given: Any) -> tuple[Tensor, Tensor]:
+    """(z, x) as tensors of one length."""
+    if not isinstance(given, (tuple, list)) or len(given) != 2:
+        raise InputError(f"simulations are pairs (z, x), latents first, not a {type(given).__name__}; give both")
+    z, x = as_tensor(given[0], "z").to(torch.get_default_dtype()), as_tensor(given[1], "x")
+    if len(z) != len(x):
+        raise InputError(f"there are {len(z)} latents for {len(x)} observations; give one of each")
+    return z, x
+
+
+def pairs(source: Callable[[int], Any], count: int) -> tuple[Tensor, Tensor]:
+    """So many pairs (z, x) from a simulator."""
+    z, x = pair(source(count))
+    if len(z) != count:
+        raise InputError(f"simulate({count}) gave {len(z)} pairs; make it as many as it is asked for")
+    return z, x
+
+
+def joint(prior: Any, likelihood: Any) -> Callable[[int], tuple[Any, Any]]:
+    """A simulator of (z, x) out of a user's prior and likelihood."""
+
+    @torch.no_grad()
+    def simulate(count: int) -> tuple[Any, Any]:
+        z = prior.sample(torch.Size([count]))
+        if is_scored_object(likelihood):
+            return z, likelihood.sample(z)
+        made = likelihood(z)
+        return z, made if isinstance(made, Tensor) else made.sample()
+
+    return simulate
+
+
+@torch.no_grad()
+def check_scored(model: LatentVariableModel, x: Tensor) -> None:
+    """Refuse at once a likelihood that would fail in the first step."""
+    with seeded(0):
+        z = model.prior.sample((2,))
+    rows = model.preprocessing(x[:1]).to(z).expand(2, *x.shape[1:])
+    value = model.likelihood.log_prob(rows, z)
+    if value.shape != (2,):
+        raise InputError(
+            f"the likelihood's log_prob of 2 examples has shape {tuple(value.shape)}; make it one number an example"
+        )
+
+
+def check_latents(z: Tensor, bijection: Bijection) -> None:
+    """Refuse latents (N, *latent) of a wrong shape, or outside of where they are said to live."""
+    if z.shape[1:] != bijection.event_shape:
+        raise InputError(f"latents have shape {tuple(z.shape[1:])}, but {tuple(bijection.event_shape)} is needed")
+    outside = int((~bijection.contains(z)).sum())
+    if outside:
+        where = ", ".join(str(part.support) for part in bijection.parts)
+        raise InputError(f"{outside:,} latents lie outside of their support ({where}); correct them, or give support=")
