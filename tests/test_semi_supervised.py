@@ -23,7 +23,7 @@ from ddvi.model import LatentVariableModel
 from ddvi.objectives.adversarial import Adversarial
 from ddvi.objectives.base import Batch, Labelled, Objective
 from ddvi.objectives.elbo import ELBO, ImportanceWeighted, cross_entropy, damped
-from ddvi.objectives.semi_supervised import SemiSupervised
+from ddvi.objectives.semi_supervised import SemiSupervised, _unit
 from ddvi.objectives.wake_sleep import ReweightedWakeSleep, WakeSleep
 from ddvi.objectives.warm_up import WarmUp
 from ddvi.posteriors.base import VARIANCE_FLOOR
@@ -423,6 +423,12 @@ def test_without_a_label_the_classifier_agrees_with_itself_where_it_would_change
     torch.manual_seed(3)
     bounds = elbo_by_hand(model, batch, 2, 1.0)
     assert_loss(update, bounds + 3.0 * found)
+
+
+def test_however_sure_the_classifier_is_the_disturbance_has_its_length():
+    gradient = torch.tensor([3.0, -4.0]) * torch.tensor([[1e30], [1.0], [1e-30], [0.0]])
+    expected = torch.tensor([0.6, -0.8]) * torch.tensor([[1.0], [1.0], [1.0], [0.0]])
+    torch.testing.assert_close(_unit(gradient), expected)
 
 
 @pytest.mark.usefixtures("float64")

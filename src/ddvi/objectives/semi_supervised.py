@@ -91,5 +91,7 @@ def _cross_entropy(label: Tensor, log_label: Tensor) -> Tensor:
 
 def _unit(value: Tensor) -> Tensor:
     """Rows (B, *event) at length 1; those of length 0 as they are."""
-    length = torch.linalg.vector_norm(value.flatten(1), dim=1).clamp_min(torch.finfo(value.dtype).tiny)
-    return value / length.view(-1, *[1] * (value.dim() - 1))
+    rows = value.flatten(1)
+    smallest = torch.finfo(value.dtype).tiny
+    rows = rows / rows.abs().amax(1, keepdim=True).clamp_min(smallest)  # the square of a small gradient would vanish
+    return (rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(smallest)).view_as(value)
