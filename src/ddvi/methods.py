@@ -28,6 +28,8 @@ class Method:
         objectives: those that it can be trained by, its own first.
         warms_up: whether there is a simpler model that training can start with, see `ddvi.objectives.warm_up`.
         defaults: settings that differ from the general defaults.
+        learning_rates: `lr` by objective, each the best of three on validation examples of MNIST (the stored study
+            mnist_learning_rates); other objectives take that of the method's own.
         semi: settings that differ where labels are learnt too.
         paper: settings of the paper's code that differ from `PAPER`, weights in units of a mean over pixels.
         paper_semi: those that differ once more where it learns from labels.
@@ -39,6 +41,7 @@ class Method:
     objectives: tuple[str, ...] = tuple(name for name in OBJECTIVES if name != "adversarial")
     warms_up: bool = False
     defaults: Mapping[str, object] = field(default_factory=dict)
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
     semi: Mapping[str, object] = field(default_factory=lambda: _LABELS)
     paper: Mapping[str, object] = field(default_factory=dict)
     paper_semi: Mapping[str, object] = field(default_factory=dict)
@@ -58,6 +61,7 @@ _PAPER_SEMI = {"epochs": 50, "kl_weight": 0.01, "prior_weight": 1.0, "classifier
 _DIFFUSION = ("steps", "noise", "denoiser_size", "denoiser_layers", "covariance", "prior_denoiser", "level_weights")
 
 _LABELS: Mapping[str, object] = {
+    "lr": 3e-3,
     "classifier_weight": 20.0,
     "agreement_weight": 20.0,
     "label_rate": 0.01,
@@ -68,6 +72,7 @@ METHODS: dict[str, Method] = {
     "vae": Method(
         "diagonal Gaussian posterior",
         "ddvi.posteriors.gaussian:GaussianPosterior",
+        learning_rates={"elbo": 8e-3, "reweighted_wake_sleep": 8e-3},
         paper={"kl_weight": 0.01, "kl_rise": 0.8, "prior_weight": 5.0},
         paper_semi=_PAPER_SEMI,
     ),
@@ -75,6 +80,7 @@ METHODS: dict[str, Method] = {
         "inverse autoregressive flow",
         "ddvi.posteriors.flow:FlowPosterior",
         _FLOW,
+        learning_rates={"elbo": 4e-3},
         paper={"kl_weight": 0.01, "kl_rise": 0.8, "context_size": 10},
         paper_semi=_PAPER_SEMI,
     ),
@@ -82,6 +88,7 @@ METHODS: dict[str, Method] = {
         "neural spline flow",
         "ddvi.posteriors.spline:SplinePosterior",
         (*_FLOW, "spline_bins"),
+        learning_rates={"elbo": 4e-3},
         paper={"kl_weight": 0.01, "kl_rise": 0.8, "context_size": 10},
         paper_semi=_PAPER_SEMI,
     ),
@@ -89,6 +96,7 @@ METHODS: dict[str, Method] = {
         "flow of an auxiliary variable",
         "ddvi.posteriors.hierarchical:HierarchicalPosterior",
         _FLOW,
+        learning_rates={"elbo": 2e-3},
         paper={"kl_weight": 0.005, "kl_rise": 0.8, "prior_weight": 0.5, "context_size": 10},
         paper_semi=_PAPER_SEMI,
     ),
@@ -96,6 +104,7 @@ METHODS: dict[str, Method] = {
         "adversarial encoder",
         "ddvi.posteriors.implicit:ImplicitPosterior",
         objectives=("adversarial",),
+        learning_rates={"adversarial": 4e-3},
         paper={"lr": 2e-4, "adversarial_weight": 6.0},
         paper_semi={"classifier_weight": 0.0},
     ),
@@ -105,6 +114,7 @@ METHODS: dict[str, Method] = {
         _DIFFUSION,
         ("reweighted_wake_sleep", "wake_sleep", "elbo", "importance_weighted", "marginal_likelihood"),
         warms_up=True,
+        learning_rates={"reweighted_wake_sleep": 8e-3},
         paper={
             "objective": "wake_sleep",
             "steps": 40,

@@ -60,7 +60,7 @@ class Settings:
 
     epochs: int = setting(100, "passes over the training data", minimum=1)
     batch_size: int = setting(128, "examples per step", minimum=1)
-    lr: float = setting(1e-3, "Adam's learning rate at its highest", above=0)
+    lr: float = setting(1e-3, "Adam's learning rate at its highest; of each method and objective its own", above=0)
     schedule: str = setting("cosine", "of the learning rate", choices=("cosine", "constant"))
     clip_norm: float = setting(10.0, "largest gradient norm; 0 switches clipping off", minimum=0)
     seed: int = setting(0, "of everything random", minimum=0)
@@ -262,7 +262,10 @@ def _layers(dataset: str, method: str, semi: bool, values: Mapping[str, Any]) ->
         layers |= {"semi_supervised": True, "n_labels": N_LABELS.get(dataset, 0), **own}
     objective = values.get("objective", layers.get("objective", "auto"))
     objective = METHODS[method].objective if objective == "auto" else objective
-    return OBJECTIVE_DEFAULTS.get(objective, {}) | layers, objective
+    rates = METHODS[method].learning_rates
+    rate = rates.get(objective, rates.get(METHODS[method].objective))
+    chosen = {} if rate is None else {"lr": rate}
+    return OBJECTIVE_DEFAULTS.get(objective, {}) | chosen | layers, objective
 
 
 def deviations(settings: Settings) -> dict[str, str]:
