@@ -13,10 +13,7 @@ import hashlib
 import io
 import math
 import os
-import shutil
 import struct
-import tarfile
-import tempfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ddvi.catalogue import DATASETS
+from ddvi.downloads import resume, unpack
 from ddvi.errors import InputError, check_name
 from ddvi.files import cache_folder
 from ddvi.randomness import generator
@@ -272,7 +270,7 @@ def _download(name: str) -> Path:
     import urllib3
     from filelock import FileLock
 
-    source, downloader = _SOURCES[name], cast(Any, _resume)
+    source, downloader = _SOURCES[name], cast(Any, resume)
     cache = cache_folder() / name
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -281,36 +279,12 @@ def _download(name: str) -> Path:
                 if not (cache / source.folders[0]).is_dir():  # an unpacked archive
                     path = Path(pooch.retrieve(source.url + file, f"md5:{md5}", file, cache, downloader=downloader))
                     if file.endswith(".tar.gz"):
-                        _unpack(path)
+                        unpack(path)
     except (OSError, ValueError, urllib3.exceptions.HTTPError) as error:
         fault = "wrong checksum, deleted" if type(error) is ValueError else type(error).__name__
         held = f"{name} isn't in data_root, and downloading {source.url} to '{cache}' failed ({fault})"
         raise InputError(f"{held}: try again, or {_advice(name)}") from error
     return cache
-
-
-def _resume(url: str, output_file: str, _: object) -> None:
-    """A downloader for pooch that goes on where an interrupted one stopped: what has arrived is in a `.part` file."""
-    import requests
-
-    part = Path(output_file).parent / f"{url.rsplit('/', 1)[1]}.part"
-    have = part.stat().st_size if part.exists() else 0
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    with requests.get(url, headers=headers, stream=True, timeout=30) as response:
-        if response.status_code != 416:  # "range not satisfiable": everything had arrived
-            response.raise_for_status()
-            with part.open("ab" if response.status_code == 206 else "wb") as file:  # 206: "partial content"
-                shutil.copyfileobj(response.raw, file)
-    part.replace(output_file)
-
-
-def _unpack(archive: Path) -> None:
-    """Unpack aside and rename, so that a folder is there whole or not at all; the archive is deleted."""
-    with tarfile.open(archive) as tar, tempfile.TemporaryDirectory(dir=archive.parent) as aside:
-        tar.extractall(aside, filter="data")
-        for entry in Path(aside).iterdir():
-            entry.replace(archive.parent / entry.name)
-    archive.unlink()
 
 
 def _load_own(path: Path, seed: int) -> Dataset:
