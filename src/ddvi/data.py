@@ -36,16 +36,30 @@ class Dataset:
     """Training and test examples, as stored: images are (N, C, H, W), tables (N, features).
 
     Images of bytes are uint8, other non-negative integers int64, booleans uint8 (0 and 1), all else float32.
+
+    Args:
+        name: what it is called.
+        train_x: (N, *event).
+        test_x: (M, *event).
+        train_y: (N,) int64, indices into `classes`, −1 = unknown; None without labels.
+        test_y: (M,) the same.
+        classes: their names; empty without labels.
+        maximum: the value that stands for 1.0 in images; None for tables, counts and unbounded values.
+        fingerprint: SHA-256 of every file read, by file name.
+
+    Example:
+        >>> load("digits").describe()
+        'digits: 1,500 training and 297 test examples, 1 x 8 x 8, 10 classes'
     """
 
     name: str
-    train_x: Tensor  # (N, *event)
-    test_x: Tensor  # (M, *event)
-    train_y: Tensor | None  # (N,) int64, indices into classes, -1 = unknown
-    test_y: Tensor | None  # (M,)
-    classes: tuple[str, ...]  # empty without labels
-    maximum: float | None  # the value that stands for 1.0 in images; None for tables, counts and unbounded values
-    fingerprint: dict[str, str]  # SHA-256 of every file read, by file name
+    train_x: Tensor
+    test_x: Tensor
+    train_y: Tensor | None
+    test_y: Tensor | None
+    classes: tuple[str, ...]
+    maximum: float | None
+    fingerprint: dict[str, str]
 
     @property
     def event_shape(self) -> torch.Size:
@@ -82,6 +96,10 @@ def load(name_or_path: str, data_root: str | None = None, seed: int = 0, limit: 
 
     Raises:
         InputError: the name, the path, the file or what is in it can't be used.
+
+    Example:
+        >>> load("digits", limit=50).train_x.shape
+        torch.Size([50, 1, 8, 8])
     """
     if limit is not None and limit < 2:
         _refuse(f"limit={limit} is too small: give at least 2 examples, or leave limit out to use all")
@@ -112,6 +130,11 @@ def split_validation(dataset: Dataset, n: int, seed: int) -> tuple[Tensor, Tenso
 
     Raises:
         InputError: `n` is negative or more than half of the training examples.
+
+    Example:
+        >>> rows, others = split_validation(load("digits"), 100, seed=0)
+        >>> len(rows), len(others)
+        (1400, 100)
     """
     total = len(dataset.train_x)
     if not 0 <= n <= total // 2:

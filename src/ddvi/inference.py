@@ -45,10 +45,9 @@ from ddvi.own import (
 )
 from ddvi.posteriors.base import Posterior
 from ddvi.randomness import derive_seed, seeded
-from ddvi.schedule import Phase, Schedule
 from ddvi.settings import Settings, convert
 from ddvi.supports import Bijection, section
-from ddvi.training import Listener, Trainer
+from ddvi.training import Listener, Phase, Schedule, Trainer
 
 _STEPS = 4000  # of training, unless epochs says otherwise
 

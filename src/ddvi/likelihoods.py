@@ -24,7 +24,17 @@ from ddvi.errors import InputError
 
 
 class Likelihood(nn.Module, abc.ABC):
-    """p_θ(x | z) over observations of shape `event_shape`."""
+    """p_θ(x | z) over observations of shape `event_shape`.
+
+    A subclass gives `forward`, `log_prob` and `pairwise_log_prob`. `likelihood(z)`, with z (*, D), is a torch
+    distribution of batch shape (*) and event shape `event_shape`.
+
+    Example:
+        >>> likelihood = BernoulliLikelihood(nn.Linear(2, 6), torch.Size([6]))
+        >>> x, z = torch.ones(3, 6), torch.zeros(10, 3, 2)
+        >>> likelihood.log_prob(x, z).shape, likelihood.pairwise_log_prob(x, z[:, 0]).shape
+        (torch.Size([10, 3]), torch.Size([3, 10]))
+    """
 
     event_shape: torch.Size
 
@@ -44,9 +54,16 @@ class Likelihood(nn.Module, abc.ABC):
 class ExponentialFamily(Likelihood):
     """An exponential family with independent entries; subclasses say what T, η, A and h are.
 
+        log p(x | z) = ⟨T(x), η(z)⟩ − A(z) + h(x)
+
     Args:
         decoder: from z (*, D) to one parameter per entry, (*, *event) (for categories: (*, *event, categories)).
         event_shape: shape of one observation.
+
+    Example:
+        >>> parameters, log_partition = PoissonLikelihood(nn.Linear(2, 6), torch.Size([6])).natural(torch.zeros(4, 2))
+        >>> parameters.shape, log_partition.shape
+        (torch.Size([4, 6]), torch.Size([4]))
     """
 
     def __init__(self, decoder: nn.Module, event_shape: torch.Size) -> None:
@@ -86,7 +103,19 @@ class _Bernoulli(Bernoulli):
 
 @final
 class BernoulliLikelihood(ExponentialFamily):
-    """Binary entries; the decoder gives logits."""
+    """Binary entries.
+
+        log p(x | z) = Σ x η(z) − log(1 + e^η(z)),    η the logits
+
+    Args:
+        decoder: from z (*, D) to logits (*, *event).
+        event_shape: shape of one observation.
+
+    Example:
+        >>> likelihood = BernoulliLikelihood(nn.Linear(2, 6), torch.Size([6]))
+        >>> likelihood(torch.zeros(5, 2)).sample().unique().tolist()
+        [0.0, 1.0]
+    """
 
     def forward(self, z: Tensor) -> Distribution:
         return self._independent(_Bernoulli(logits=self.decoder(z), validate_args=False))
@@ -101,10 +130,19 @@ class BernoulliLikelihood(ExponentialFamily):
 
 @final
 class GaussianLikelihood(ExponentialFamily):
-    """Real entries with a learned scale, shared by each entry of `scale_shape`; the decoder gives means.
+    """Real entries with a learned scale, shared by each entry of `scale`.
+
+        p(x | z) = N( x; μ(z), diag σ² )
 
     Args:
-        scale: initial scale, broadcastable to the event: (features,) for tables, (channels, 1, 1) for images.
+        decoder: from z (*, D) to means μ (*, *event).
+        event_shape: shape of one observation.
+        scale: initial σ, broadcastable to the event: (features,) for tables, (channels, 1, 1) for images.
+
+    Example:
+        >>> likelihood = GaussianLikelihood(nn.Linear(2, 6), torch.Size([6]), torch.ones(6))
+        >>> likelihood(torch.zeros(5, 2)).sample().shape
+        torch.Size([5, 6])
     """
 
     def __init__(self, decoder: nn.Module, event_shape: torch.Size, scale: Tensor) -> None:
@@ -126,7 +164,18 @@ class GaussianLikelihood(ExponentialFamily):
 
 @final
 class PoissonLikelihood(ExponentialFamily):
-    """Counts; the decoder gives log rates, kept below e^20 so that a wild one stays finite."""
+    """Counts.
+
+        log p(x | z) = Σ x η(z) − e^η(z) − log x!,    η the log rates, kept below 20 so that a wild one stays finite
+
+    Args:
+        decoder: from z (*, D) to log rates (*, *event).
+        event_shape: shape of one observation.
+
+    Example:
+        >>> PoissonLikelihood(nn.Linear(2, 6), torch.Size([6]))(torch.zeros(5, 2)).mean.shape
+        torch.Size([5, 6])
+    """
 
     def _log_rate(self, z: Tensor) -> Tensor:
         return self.decoder(z).clamp_max(20.0)
@@ -190,7 +239,20 @@ class NegativeBinomialLikelihood(ExponentialFamily):
 
 @final
 class CategoricalLikelihood(ExponentialFamily):
-    """Entries with values 0 … categories − 1; the decoder gives logits (*, *event, categories)."""
+    """Entries with values 0 … categories − 1.
+
+        log p(x | z) = Σ_entries log softmax(η(z))_x
+
+    Args:
+        decoder: from z (*, D) to logits η (*, *event, categories).
+        event_shape: shape of one observation.
+        categories: how many.
+
+    Example:
+        >>> decoder = nn.Sequential(nn.Linear(2, 6 * 4), nn.Unflatten(-1, (6, 4)))
+        >>> CategoricalLikelihood(decoder, torch.Size([6]), 4)(torch.zeros(5, 2)).sample().shape
+        torch.Size([5, 6])
+    """
 
     def __init__(self, decoder: nn.Module, event_shape: torch.Size, categories: int) -> None:
         super().__init__(decoder, event_shape)
@@ -218,7 +280,12 @@ class DistributionLikelihood(Likelihood):
         event_shape: shape of one observation.
 
     Raises:
-        InputError: the distribution's shapes differ from these.
+        InputError: when it is called, the distribution's shapes differ from these.
+
+    Example:
+        >>> likelihood = DistributionLikelihood(lambda z: Independent(Normal(z, 0.5), 1), torch.Size([2]))
+        >>> likelihood.log_prob(torch.zeros(3, 2), torch.zeros(10, 3, 2)).shape
+        torch.Size([10, 3])
     """
 
     def __init__(self, build: nn.Module | Callable[[Tensor], Distribution], event_shape: torch.Size) -> None:

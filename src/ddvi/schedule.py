@@ -16,6 +16,10 @@ class Phase:
         epochs: its length.
         objective: what it trains.
         frozen: names of the model's children that rest.
+
+    Example:
+        >>> Phase(10, ddvi.ELBO(), frozen=frozenset({"likelihood"})).epochs
+        10
     """
 
     epochs: int
@@ -27,6 +31,8 @@ class Phase:
 class Schedule:
     """How training proceeds, whatever it trains.
 
+        lr(progress) = lr · ½ (1 + cos(π · progress))    with shape "cosine"
+
     Args:
         phases: in order.
         batch_size: examples per step.
@@ -34,6 +40,13 @@ class Schedule:
         shape: "cosine" falls to 0 at the end, "constant" stays.
         clip_norm: largest gradient norm of one update; 0 switches clipping off.
         seed: of batches and everything random.
+
+    Source: Kingma and Ba, Adam, 2015; Loshchilov and Hutter, SGDR, 2017, for the cosine.
+
+    Example:
+        >>> schedule = Schedule((Phase(2, ddvi.WarmUp()), Phase(8, ddvi.ELBO())))
+        >>> schedule.epochs, schedule.learning_rate(0.5), schedule.phase(2).objective == ddvi.ELBO()
+        (10, 0.0005, True)
     """
 
     phases: tuple[Phase, ...]

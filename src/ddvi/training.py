@@ -59,7 +59,12 @@ class Listener(Protocol):
 
 
 class Interrupted(Exception):
-    """The user stopped the run; its state has been saved."""
+    """The user stopped the run by Ctrl-C; its state has been saved.
+
+    Example:
+        >>> issubclass(Interrupted, Exception)
+        True
+    """
 
 
 class Trainer:
@@ -81,6 +86,11 @@ class Trainer:
 
     Raises:
         InputError: a batch larger than the data; a fabric of several devices that isn't launched.
+
+    Example:
+        >>> schedule = Schedule((ddvi.Phase(2, ddvi.ReweightedWakeSleep()),), batch_size=3)
+        >>> [row["epoch"] for row in Trainer(model, schedule, x).fit()]
+        [1, 2]
     """
 
     def __init__(

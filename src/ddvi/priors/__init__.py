@@ -25,12 +25,17 @@ def make_prior(name: str, latent_size: int = 2, parts: int = 10, width: float | 
     """The prior called `name` in `ddvi.catalogue.PRIORS`.
 
     Args:
+        name: as `ddvi list` shows it.
         latent_size: D, at least 2 (1 for the Gaussian).
         parts: the number C of label parts.
         width: standard deviation of the noise, 1e-4 or more; None is the prior's own, for the Gaussians no noise.
 
     Raises:
         InputError: no prior is called so, or an argument is out of its range.
+
+    Example:
+        >>> make_prior("swiss_roll").sample((5,)).shape
+        torch.Size([5, 2])
     """
     build = pkgutil.resolve_name(PRIORS[check_name("prior", name, PRIORS)].source)
     return build(latent_size, parts, width)

@@ -15,9 +15,21 @@ from ddvi.errors import InputError
 class Prior(nn.Module, abc.ABC):
     """A distribution over latent vectors of D entries; a subclass gives `_draw` and `_log_density`.
 
+        p(z) = (1/C) Σ_l p(z | l)    where there are label parts
+
     `event_shape` is (D,); `parts` is the number C of label parts, or None; labels are integers in 0 … C − 1, and
     `log_prob` checks that on the CPU only, where it waits for no device. `.to(device, dtype)` says where and in what
     precision `sample` draws; `log_prob` answers in the precision of z, at least float32.
+
+    Args:
+        latent_size: D.
+        parts: C, or None.
+
+    Example:
+        >>> prior = ddvi.Pinwheel(parts=5)
+        >>> z = prior.sample((10,), label=torch.tensor(3))
+        >>> prior.log_prob(z).shape, prior.log_prob(z, torch.arange(5)[:, None]).shape
+        (torch.Size([10]), torch.Size([5, 10]))
     """
 
     _anchor: Tensor

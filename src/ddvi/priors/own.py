@@ -16,9 +16,20 @@ from ddvi.randomness import seeded
 class DistributionPrior(Prior):
     """A torch distribution, or any object with `sample(sample_shape)` and `log_prob(z)`, as a prior.
 
-    D is that of two draws, made and scored on the spot, and refused with an InputError if unsound. An object with an
-    integer `parts` takes `label=` in both. Draws are from torch's global state, which is seeded from the generator, if
-    there is one, and put back. A module moves with this; anything else stays on its device, and z is taken there.
+    D is that of two draws, made and scored on the spot. An object with an integer `parts` takes `label=` in both.
+    Draws are from torch's global state, which is seeded from the generator, if there is one, and put back. A module
+    moves with this; anything else stays on its device, and z is taken there.
+
+    Args:
+        source: the distribution or object.
+
+    Raises:
+        InputError: it lacks a method or is a batch of distributions, or the two draws or scores are unsound.
+
+    Example:
+        >>> normal = torch.distributions.MultivariateNormal(torch.zeros(3), torch.eye(3))
+        >>> DistributionPrior(normal).event_shape
+        torch.Size([3])
     """
 
     def __init__(self, source: Any):
@@ -55,5 +66,13 @@ class DistributionPrior(Prior):
 
 
 def as_prior(source: Any) -> Prior:
-    """`source` itself if it is a Prior, else a `DistributionPrior` around it, or an InputError."""
+    """`source` itself if it is a `Prior`, else a `DistributionPrior` around it.
+
+    Raises:
+        InputError: as `DistributionPrior`.
+
+    Example:
+        >>> as_prior(torch.distributions.MultivariateNormal(torch.zeros(3), torch.eye(3))).sample((5,)).shape
+        torch.Size([5, 3])
+    """
     return source if isinstance(source, Prior) else DistributionPrior(source)

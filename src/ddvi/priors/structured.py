@@ -111,9 +111,25 @@ class _Curve(_Structured):
 
 @final
 class Pinwheel(_Curve):
-    """C bent arms, one a label: u ~ N(1, 0.15²), angle 2πl/C + 0.25 exp(u), z = u (cos angle, sin angle), widened.
+    """C bent arms, one a label.
 
-    Entries of z beyond the first two are N(0, width²). Johnson et al. 2016 (arXiv 1603.06277). Arguments: `make_prior`.
+        u ~ N(1, 0.15²),    angle = 2πl/C + 0.25 exp(u),    z = u (cos angle, sin angle) + N(0, width² I)
+
+    Entries of z beyond the first two are N(0, width²).
+
+    Args:
+        latent_size: D, 2 or more.
+        parts: C.
+        width: standard deviation of the noise, 1e-4 or more; None is 0.03.
+
+    Raises:
+        InputError: an argument is out of its range.
+
+    Source: Johnson et al., Composing Graphical Models with Neural Networks, 2016.
+
+    Example:
+        >>> Pinwheel(latent_size=3).sample((10,)).shape
+        torch.Size([10, 3])
     """
 
     default_width, noise, limits = 0.03, torch.randn, (-8.0, 8.0)
@@ -131,9 +147,26 @@ class Pinwheel(_Curve):
 
 @final
 class SwissRoll(_Curve):
-    """A spiral: u ~ U(0, 1), radius 3√u, angle 4.5π√u, widened; label l has u in [l/C, (l+1)/C).
+    """A spiral from the centre outwards; label l has u in [l/C, (l+1)/C).
 
-    Entries of z beyond two are N(0, width²). Makhzani et al. 2015 (arXiv 1511.05644). Arguments: `make_prior`.
+        u ~ U(0, 1),    radius = 3√u,    angle = 4.5π√u,    z = radius (cos angle, sin angle) + N(0, width² I)
+
+    Entries of z beyond the first two are N(0, width²).
+
+    Args:
+        latent_size: D, 2 or more.
+        parts: C.
+        width: standard deviation of the noise, 1e-4 or more; None is 0.05.
+
+    Raises:
+        InputError: an argument is out of its range.
+
+    Source: Makhzani et al., Adversarial Autoencoders, 2015.
+
+    Example:
+        >>> z = SwissRoll().sample((1000,), torch.tensor(0))  # the innermost tenth
+        >>> bool((z.norm(dim=-1) < 1.3).all())
+        True
     """
 
     default_width, noise, limits = 0.05, torch.rand, (0.0, 1.0)
@@ -153,8 +186,24 @@ class SwissRoll(_Curve):
 class LessNoisySquare(_Structured):
     """The perimeter of [−1, 1]², uniformly, widened; label l is the l-th of C parts, clockwise from (−1, 1).
 
+        z = c(t) + N(0, width² I),    t ~ U    along the perimeter c
+
     D > 2: without a label one coordinate, chosen at random, is uniform on [−1, 1], the others ±1; with one it is the
-    square in the first two, N(0, width²) in the others. So parts make up p(z) for D = 2 only. Arguments: `make_prior`.
+    square in the first two, N(0, width²) in the others. So parts make up p(z) for D = 2 only.
+
+    Args:
+        latent_size: D, 2 or more.
+        parts: C.
+        width: standard deviation of the noise, 1e-4 or more; None is 0.06.
+
+    Raises:
+        InputError: an argument is out of its range.
+
+    Source: Piriyakulkij et al., AAAI 2025.
+
+    Example:
+        >>> LessNoisySquare().log_prob(torch.zeros(2)) < LessNoisySquare().log_prob(torch.ones(2))
+        tensor(True)
     """
 
     default_width = 0.06
@@ -203,7 +252,20 @@ class LessNoisySquare(_Structured):
 
 @final
 class StandardGaussian(_Structured):
-    """N(0, I), or N(0, (1 + width²) I) if a width is given; the same for every label. Arguments: `make_prior`."""
+    """N(0, I), or N(0, (1 + width²) I) if a width is given; the same for every label.
+
+    Args:
+        latent_size: D, 1 or more.
+        parts: C.
+        width: standard deviation of the noise, 1e-4 or more; None is none.
+
+    Raises:
+        InputError: an argument is out of its range.
+
+    Example:
+        >>> f"{StandardGaussian(latent_size=1).log_prob(torch.zeros(1)):.4f}"
+        '-0.9189'
+    """
 
     smallest_size = 1
 
@@ -218,8 +280,23 @@ class StandardGaussian(_Structured):
 class GaussianMixture(_Structured):
     """C Gaussians on a circle; label l has centre 1.4 e, e = (cos 2πl/C, sin 2πl/C).
 
-    Standard deviation 0.5 along e and 0.1 across it, in the entries of z beyond the first two as well, and `width`, if
-    given, on top. Makhzani et al. 2015 (arXiv 1511.05644). Arguments: `make_prior`.
+        p(z | l) = N( 1.4 e, 0.5² e eᵀ + 0.1² (I − e eᵀ) + width² I )
+
+    Its entries of z beyond the first two have standard deviation 0.1.
+
+    Args:
+        latent_size: D, 2 or more.
+        parts: C.
+        width: standard deviation of the noise, 1e-4 or more; None is none.
+
+    Raises:
+        InputError: an argument is out of its range.
+
+    Source: Makhzani et al., Adversarial Autoencoders, 2015.
+
+    Example:
+        >>> GaussianMixture(parts=3).log_prob(torch.zeros(4, 2)).shape
+        torch.Size([4])
     """
 
     def _tabulate(self) -> tuple[Tensor, ...]:
