@@ -18,7 +18,13 @@ _FIELDS = {"Args": "param", "Raises": "raises"}
 
 def setup(app: Any) -> None:
     app.connect("autodoc-process-docstring", lambda app, what, name, obj, options, lines: _replace(lines))
+    app.connect("autodoc-skip-member", lambda app, what, name, obj, skip, options: True if _foreign(obj) else None)
     app.connect("autodoc-process-bases", lambda app, name, obj, options, bases: _publish(bases))
+
+
+def _foreign(value: object) -> bool:
+    """Whether a member is another package's, such as torch's sampler that a class has as an attribute."""
+    return callable(value) and not str(getattr(value, "__module__", "ddvi") or "torch").startswith("ddvi")
 
 
 def _publish(bases: list[type]) -> None:
