@@ -22,10 +22,11 @@ _WIDEST = 30  # letters of a line
 
 @dataclass
 class Node:
-    """A box, or with no lines a place that a long arrow goes through."""
+    """A box, or a place that an arrow goes through, with the arrow's label or nothing."""
 
     lines: list[str] = field(default_factory=list)
     question: bool = False
+    boxed: bool = True
     layer: int = 0
     x: float = 0.0
     y: float = 0.0
@@ -70,35 +71,36 @@ def read(code: str) -> tuple[dict[str, Node], list[Arrow]]:
 def svg(code: str, about: str) -> str:
     """The picture of a flowchart; `about` is what it says to who can't see it."""
     nodes, arrows = read(code)
-    above, below = defaultdict(list), defaultdict(list)
-    for arrow in arrows:
-        below[arrow.start].append(arrow.stop)
-        above[arrow.stop].append(arrow.start)
-    _set_layers(nodes, above, below)
+    _set_layers(nodes, arrows)
     ways = _ways(nodes, arrows)
     layers = _ordered(nodes, ways)
     _place(nodes, layers, ways)
     return _drawn(nodes, arrows, ways, about)
 
 
-def _set_layers(nodes: dict[str, Node], above: dict[str, list[str]], below: dict[str, list[str]]) -> None:
+def _set_layers(nodes: dict[str, Node], arrows: list[Arrow]) -> None:
+    """Arrows lead to later layers, those with a label past one that has room for it."""
+    count = {arrow: 2 if arrow.label else 1 for arrow in arrows}
     for _ in nodes:
+        for arrow in arrows:
+            stop = nodes[arrow.stop]
+            stop.layer = max(stop.layer, nodes[arrow.start].layer + count[arrow])
+    for _ in nodes:  # a box with more arrows from it than to it stands as low as it can
         for name, node in nodes.items():
-            node.layer = max((nodes[other].layer + 1 for other in above[name]), default=0)
-    for _ in range(len(nodes)):  # a box with more arrows from it than to it stands as low as it can
-        for name, node in nodes.items():
-            if len(below[name]) > len(above[name]):
-                node.layer = min(nodes[other].layer for other in below[name]) - 1
+            onwards = [nodes[arrow.stop].layer - count[arrow] for arrow in arrows if arrow.start == name]
+            if len(onwards) > sum(arrow.stop == name for arrow in arrows):
+                node.layer = min(onwards)
 
 
 def _ways(nodes: dict[str, Node], arrows: list[Arrow]) -> dict[Arrow, list[str]]:
-    """Each arrow's way through the layers."""
+    """Each arrow's way through the layers; its label stands in the middle of it."""
     ways = {}
     for arrow in arrows:
         first, last = nodes[arrow.start].layer, nodes[arrow.stop].layer
         between = [f"{arrow.start}>{arrow.stop}>{layer}" for layer in range(first + 1, last)]
         for number, name in enumerate(between):
-            nodes[name] = Node(layer=first + 1 + number)
+            lines = textwrap.wrap(arrow.label, _WIDEST - 6) if number == len(between) // 2 else []
+            nodes[name] = Node(lines, boxed=False, layer=first + 1 + number)
         ways[arrow] = [arrow.start, *between, arrow.stop]
     return ways
 
@@ -184,44 +186,35 @@ def _apart(layer: list[str], nodes: dict[str, Node], wanted: list[float]) -> lis
 
 
 def _drawn(nodes: dict[str, Node], arrows: list[Arrow], ways: dict[Arrow, list[str]], about: str) -> str:
-    labels = [(nodes[a.start].x + nodes[a.stop].x) / 2 + len(a.label) * LETTER / 2 for a in arrows if a.label]
-    width = max(*(node.x + node.width / 2 for node in nodes.values()), *labels, 0) + MARGIN
+    width = max(node.x + node.width / 2 for node in nodes.values()) + MARGIN
     height = max(node.y + node.height / 2 for node in nodes.values()) + MARGIN
     lines = [
         f'<div class="flowchart"><svg role="img" aria-label="{escape(about)}" width="{width:.0f}"'
-        f' height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}" xmlns="http://www.w3.org/2000/svg">',
+        f' height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}" xmlns="http://www.w3.org/2000/svg"'
+        f' style="min-width: min({width:.0f}px, 42rem)">',
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
         '<path d="M0 0 8 4 0 8z"/></marker></defs>',
     ]
-    texts = []
     for arrow in arrows:
-        points = []
-        for number, name in enumerate(ways[arrow]):
-            node = nodes[name]
-            if number == 0:
-                points.append((node.x, node.y + node.height / 2))
-            elif number + 1 == len(ways[arrow]):
-                points.append((node.x, node.y - node.height / 2 - 1))
-            else:
-                points.append((node.x, node.y))
+        start, *between, stop = (nodes[name] for name in ways[arrow])
+        points = [(start.x, start.y + start.height / 2)]
+        for place in between:
+            points += [(place.x, place.y - place.height / 2), (place.x, place.y + place.height / 2)]
+        points.append((stop.x, stop.y - stop.height / 2 - 1))
         path = f"M{points[0][0]:.1f} {points[0][1]:.1f}"
         for (x, y), (u, v) in itertools.pairwise(points):
             middle = (y + v) / 2
             path += f"C{x:.1f} {middle:.1f} {u:.1f} {middle:.1f} {u:.1f} {v:.1f}"
         lines.append(f'<path class="arrow" d="{path}" marker-end="url(#tip)"/>')
-        if arrow.label:
-            (x, y), (u, v) = points[len(points) // 2 - 1], points[len(points) // 2]
-            texts.append(
-                f'<text class="label" x="{(x + u) / 2:.1f}" y="{(y + v) / 2 + 4:.1f}">{escape(arrow.label)}</text>'
-            )
     for node in nodes.values():
-        if not node.lines:
-            continue
         x, y = node.x - node.width / 2, node.y - node.height / 2
-        round_ = node.height / 2 if node.question else 4
-        lines.append(
-            f'<rect x="{x:.1f}" y="{y:.1f}" width="{node.width:.1f}" height="{node.height:.1f}" rx="{round_:.0f}"/>'
-        )
+        if node.boxed:
+            corner = node.height / 2 if node.question else 4
+            lines.append(
+                f'<rect x="{x:.1f}" y="{y:.1f}" width="{node.width:.1f}" height="{node.height:.1f}" rx="{corner:.0f}"/>'
+            )
+        kind = "" if node.boxed else ' class="label"'
         for number, text in enumerate(node.lines):
-            lines.append(f'<text x="{node.x:.1f}" y="{y + 6 + LINE * (number + 0.75):.1f}">{escape(text)}</text>')
-    return "\n".join([*lines, *texts, "</svg></div>"])
+            place = y + 6 + LINE * (number + 0.75)
+            lines.append(f'<text{kind} x="{node.x:.1f}" y="{place:.1f}">{escape(text)}</text>')
+    return "\n".join([*lines, "</svg></div>"])
