@@ -20,8 +20,9 @@ from ddvi.labels import choose_labelled
 from ddvi.model import LatentVariableModel
 from ddvi.objectives.base import Labelled, Objective
 from ddvi.randomness import generator, seeded
+from ddvi.schedule import Phase, Schedule
 from ddvi.settings import SEMI, Settings, resolve
-from ddvi.training import Phase, Schedule, Trainer
+from ddvi.training import Trainer
 
 IMAGE, MAXIMUM = (1, 28, 28), 255.0
 EXAMPLES, CLASSES = 60_000, 10

@@ -103,7 +103,13 @@ class Page:
             time.sleep(0.05)
 
     def open(
-        self, path: Path, width: int = 1280, height: int = 900, scheme: str = "light", touch: bool = False
+        self,
+        path: Path,
+        width: int = 1280,
+        height: int = 900,
+        scheme: str = "light",
+        touch: bool = False,
+        ready: str = "document.documentElement.dataset.ready === 'true'",
     ) -> None:
         """Open a file at a window's size and in a colour scheme, and wait until it says that it is ready."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=touch)
@@ -111,7 +117,7 @@ class Page:
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.call("Emulation.setEmulatedMedia", features=features)
         self.call("Page.navigate", url=path.absolute().as_uri())
-        self.wait("document.readyState === 'complete' && document.documentElement.dataset.ready === 'true'")
+        self.wait(f"document.readyState === 'complete' && {ready}")
 
     def key(self, name: str, times: int = 1) -> None:
         """Press a key, such as Tab, ArrowRight or Enter."""

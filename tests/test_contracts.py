@@ -9,8 +9,9 @@ from ddvi.composition import Observations, build_model, make_objective
 from ddvi.methods import METHODS
 from ddvi.objectives.base import Batch
 from ddvi.randomness import random_state, seeded
+from ddvi.schedule import Phase, Schedule
 from ddvi.settings import resolve
-from ddvi.training import Phase, Schedule, Trainer
+from ddvi.training import Trainer
 
 TINY = {
     "hidden_size": 8, "denoiser_size": 8, "denoiser_layers": 2, "steps": 3, "flow_layers": 2, "context_size": 6,

@@ -25,12 +25,7 @@ PAGES = (
     "README.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
-    "docs/extending.md",
-    "docs/architecture.md",
-    "docs/report.md",
-    "docs/own_model.md",
-    "docs/sklearn.md",
-    "docs/methods/semi_supervised.md",
+    *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts),
 )
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 EVERYWHERE = {"catalogue", "errors", "randomness"}  # left out of the picture of the modules
@@ -102,6 +97,25 @@ def test_the_page_on_scikit_learn_runs() -> None:
     assert names["accuracy"] > 0.8
 
 
+def test_the_first_page_runs() -> None:
+    assert execute("docs/start.md")["density"].shape == (5,)
+
+
+@pytest.mark.slow
+def test_the_page_on_own_data_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    execute("docs/own_data.md")
+    commands = [shlex.split(line) for code in blocks("docs/own_data.md", "sh") for line in code.splitlines()]
+    assert [words[1] for words in commands] == ["train", "train", "embed"]
+    for words in commands:
+        small = ["hidden_size=16", "threads=1"] if words[1] == "train" else []
+        result = run(ROOT, "-m", "ddvi.cli", *words[1:], *small, cwd=tmp_path)
+        assert result.returncode == 0, f"{shlex.join(words)}\n{result.stdout}{result.stderr}"
+    assert len((tmp_path / "latents.csv").read_text().splitlines()) == 601
+    labelled = folders.read_metrics(tmp_path / "runs/mine_semi/ddvi_semi/gaussian_mixture/seed0")
+    assert len(labelled["confusion_matrix"]) == 3
+
+
 def test_the_readmes_tables_name_what_there_is() -> None:
     papers = {name: alias for alias, name in ALIASES.items()} | {"nsf_vae": "–"}
     methods = [(row[0], row[1], row[3]) for row in table("README.md", "name")]
@@ -139,12 +153,12 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Python in the copy, in a process of its own."""
+def run(root: Path, *words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Python with the package of `root`, in a process of its own."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "DDVI"))}
     environment["PYTHONPATH"] = str(root / "src")
     return subprocess.run(
-        [sys.executable, *words], cwd=root, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, *words], cwd=cwd or root, env=environment, capture_output=True, text=True, timeout=300
     )
 
 

@@ -18,8 +18,9 @@ from ddvi.likelihoods import BernoulliLikelihood, GaussianLikelihood
 from ddvi.posteriors.gaussian import GaussianPosterior
 from ddvi.priors import make_prior
 from ddvi.randomness import generator, random_state, seeded
+from ddvi.schedule import Phase, Schedule
 from ddvi.settings import resolve
-from ddvi.training import Phase, Schedule, Trainer
+from ddvi.training import Trainer
 
 QUICK_NODES = 10_000  # what a quick evaluation takes
 STRUCTURED = ("pinwheel", "swiss_roll", "less_noisy_square", "gaussian_mixture")

@@ -29,8 +29,9 @@ from ddvi.methods import METHODS
 from ddvi.networks import DenseDecoder
 from ddvi.objectives.base import Labelled, Objective, Update
 from ddvi.randomness import Shard, draw, mean, own, sample, seeded, sharded
+from ddvi.schedule import Schedule
 from ddvi.settings import resolve
-from ddvi.training import Interrupted, Schedule, Trainer
+from ddvi.training import Interrupted, Trainer
 
 TIME_COLUMNS = {"seconds", "examples_per_second"}
 TINY = {"hidden_size": 16, "denoiser_size": 16, "steps": 3, "parts": 3, "dropout": 0.2, "context_size": 8}

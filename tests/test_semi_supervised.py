@@ -34,8 +34,9 @@ from ddvi.posteriors.hierarchical import HierarchicalPosterior
 from ddvi.posteriors.implicit import ImplicitPosterior
 from ddvi.priors import as_prior, make_prior
 from ddvi.randomness import seeded
+from ddvi.schedule import Phase, Schedule
 from ddvi.settings import resolve
-from ddvi.training import Interrupted, Phase, Schedule, Trainer
+from ddvi.training import Interrupted, Trainer
 
 # Bounds, on a model whose log p(x, l) is known
 

@@ -20,8 +20,9 @@ from ddvi.composition import Observations, build_model, make_objective
 from ddvi.errors import InputError, TrainingError
 from ddvi.objectives.base import Objective, Update
 from ddvi.randomness import seeded
+from ddvi.schedule import Phase, Schedule
 from ddvi.settings import resolve
-from ddvi.training import Interrupted, Phase, Schedule, Trainer
+from ddvi.training import Interrupted, Trainer
 
 METHODS = ("vae", "aae", "ddvi")
 TIME_COLUMNS = {"seconds", "examples_per_second"}

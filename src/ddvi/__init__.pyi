@@ -54,8 +54,9 @@ from .priors import (
     make_prior,
 )
 from .randomness import seeded
+from .schedule import Phase, Schedule
 from .supports import Bijection, Product, Section
-from .training import Interrupted, Phase, Schedule, Trainer
+from .training import Interrupted, Trainer
 
 __all__ = [
     "ELBO",

@@ -23,8 +23,8 @@ from ddvi.objectives.semi_supervised import SemiSupervised
 from ddvi.objectives.wake_sleep import ReweightedWakeSleep, WakeSleep
 from ddvi.objectives.warm_up import WarmUp
 from ddvi.priors import Prior, make_prior
+from ddvi.schedule import Phase, Schedule
 from ddvi.settings import Settings
-from ddvi.training import Phase, Schedule
 
 _IMAGE_SCALE = 0.25  # about the standard deviation of pixels in [0, 1], where a learned scale starts
 

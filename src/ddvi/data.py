@@ -13,10 +13,7 @@ import hashlib
 import io
 import math
 import os
-import shutil
 import struct
-import tarfile
-import tempfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ddvi.catalogue import DATASETS
+from ddvi.downloads import resume, unpack
 from ddvi.errors import InputError, check_name
 from ddvi.files import cache_folder
 from ddvi.randomness import generator
@@ -38,16 +36,30 @@ class Dataset:
     """Training and test examples, as stored: images are (N, C, H, W), tables (N, features).
 
     Images of bytes are uint8, other non-negative integers int64, booleans uint8 (0 and 1), all else float32.
+
+    Args:
+        name: what it is called.
+        train_x: (N, *event).
+        test_x: (M, *event).
+        train_y: (N,) int64, indices into `classes`, −1 = unknown; None without labels.
+        test_y: (M,) the same.
+        classes: their names; empty without labels.
+        maximum: the value that stands for 1.0 in images; None for tables, counts and unbounded values.
+        fingerprint: SHA-256 of every file read, by file name.
+
+    Example:
+        >>> load("digits").describe()
+        'digits: 1,500 training and 297 test examples, 1 x 8 x 8, 10 classes'
     """
 
     name: str
-    train_x: Tensor  # (N, *event)
-    test_x: Tensor  # (M, *event)
-    train_y: Tensor | None  # (N,) int64, indices into classes, -1 = unknown
-    test_y: Tensor | None  # (M,)
-    classes: tuple[str, ...]  # empty without labels
-    maximum: float | None  # the value that stands for 1.0 in images; None for tables, counts and unbounded values
-    fingerprint: dict[str, str]  # SHA-256 of every file read, by file name
+    train_x: Tensor
+    test_x: Tensor
+    train_y: Tensor | None
+    test_y: Tensor | None
+    classes: tuple[str, ...]
+    maximum: float | None
+    fingerprint: dict[str, str]
 
     @property
     def event_shape(self) -> torch.Size:
@@ -84,6 +96,10 @@ def load(name_or_path: str, data_root: str | None = None, seed: int = 0, limit: 
 
     Raises:
         InputError: the name, the path, the file or what is in it can't be used.
+
+    Example:
+        >>> load("digits", limit=50).train_x.shape
+        torch.Size([50, 1, 8, 8])
     """
     if limit is not None and limit < 2:
         _refuse(f"limit={limit} is too small: give at least 2 examples, or leave limit out to use all")
@@ -114,6 +130,11 @@ def split_validation(dataset: Dataset, n: int, seed: int) -> tuple[Tensor, Tenso
 
     Raises:
         InputError: `n` is negative or more than half of the training examples.
+
+    Example:
+        >>> rows, others = split_validation(load("digits"), 100, seed=0)
+        >>> len(rows), len(others)
+        (1400, 100)
     """
     total = len(dataset.train_x)
     if not 0 <= n <= total // 2:
@@ -272,7 +293,7 @@ def _download(name: str) -> Path:
     import urllib3
     from filelock import FileLock
 
-    source, downloader = _SOURCES[name], cast(Any, _resume)
+    source, downloader = _SOURCES[name], cast(Any, resume)
     cache = cache_folder() / name
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -281,36 +302,12 @@ def _download(name: str) -> Path:
                 if not (cache / source.folders[0]).is_dir():  # an unpacked archive
                     path = Path(pooch.retrieve(source.url + file, f"md5:{md5}", file, cache, downloader=downloader))
                     if file.endswith(".tar.gz"):
-                        _unpack(path)
+                        unpack(path)
     except (OSError, ValueError, urllib3.exceptions.HTTPError) as error:
         fault = "wrong checksum, deleted" if type(error) is ValueError else type(error).__name__
         held = f"{name} isn't in data_root, and downloading {source.url} to '{cache}' failed ({fault})"
         raise InputError(f"{held}: try again, or {_advice(name)}") from error
     return cache
-
-
-def _resume(url: str, output_file: str, _: object) -> None:
-    """A downloader for pooch that goes on where an interrupted one stopped: what has arrived is in a `.part` file."""
-    import requests
-
-    part = Path(output_file).parent / f"{url.rsplit('/', 1)[1]}.part"
-    have = part.stat().st_size if part.exists() else 0
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    with requests.get(url, headers=headers, stream=True, timeout=30) as response:
-        if response.status_code != 416:  # "range not satisfiable": everything had arrived
-            response.raise_for_status()
-            with part.open("ab" if response.status_code == 206 else "wb") as file:  # 206: "partial content"
-                shutil.copyfileobj(response.raw, file)
-    part.replace(output_file)
-
-
-def _unpack(archive: Path) -> None:
-    """Unpack aside and rename, so that a folder is there whole or not at all; the archive is deleted."""
-    with tarfile.open(archive) as tar, tempfile.TemporaryDirectory(dir=archive.parent) as aside:
-        tar.extractall(aside, filter="data")
-        for entry in Path(aside).iterdir():
-            entry.replace(archive.parent / entry.name)
-    archive.unlink()
 
 
 def _load_own(path: Path, seed: int) -> Dataset:

@@ -13,11 +13,22 @@ _MOST_TO_LIST = 20
 
 
 class InputError(ValueError):
-    """Something that the user gave (a name, a value, a file, an array) can't be used; nothing is changed by then."""
+    """Something that the user gave (a name, a value, a file, an array) can't be used; nothing is changed by then.
+
+    Example:
+        >>> ddvi.make_prior("pinwhel")
+        Traceback (most recent call last):
+        ddvi.errors.InputError: unknown prior 'pinwhel' (choose from ...); did you mean 'pinwheel'?
+    """
 
 
 class TrainingError(RuntimeError):
-    """Training had to stop; the last good checkpoint is kept."""
+    """Training had to stop: loss or gradient weren't finite three times in a row. The last good checkpoint is kept.
+
+    Example:
+        >>> issubclass(TrainingError, RuntimeError)
+        True
+    """
 
 
 def check_name(kind: str, given: str, allowed: Iterable[str], otherwise: str = "") -> str:

@@ -83,6 +83,13 @@ def evaluate(
 
     Returns:
         JSON-able values by name: those of `MEASURES` that apply, with counts and standard errors beside them.
+
+    Example:
+        >>> table = torch.arange(60).view(10, 6) % 2
+        >>> dataset = Dataset("mine", table, table, None, None, (), None, {})
+        >>> metrics = evaluate(model, dataset, quick=True)
+        >>> metrics["elbo"] < metrics["iw_bound"] < metrics["log_likelihood"] + 0.1
+        True
     """
     effort = QUICK if quick else FULL
     tell = report or (lambda text: None)
@@ -120,7 +127,12 @@ def prepared(preprocessing: Preprocessing, raw: Tensor) -> Tensor:
 
 @torch.no_grad()
 def latents(model: LatentVariableModel, raw: Tensor, seed: int = 0) -> Tensor:
-    """One draw from q(z|x) for each row of raw data (N, *event): (N, D), on the CPU."""
+    """One draw from q(z|x) for each row of raw data (N, *event): (N, D), on the CPU.
+
+    Example:
+        >>> latents(model, x, seed=1).shape
+        torch.Size([3, 2])
+    """
     model.eval()
     with seeded(seed, "latents"):
         parts = [model.latent(model.preprocessing(_on_device(model, part))) for part in raw.split(_CHUNK)]

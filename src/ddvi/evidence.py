@@ -34,7 +34,12 @@ _ENTRIES_AT_ONCE = 5_000_000  # of the table examples × nodes: what stays in a 
 
 
 class Evidence(NamedTuple):
-    """Exact log p(x), and how exact."""
+    """Exact log p(x), and how exact.
+
+    Example:
+        >>> Evidence(torch.zeros(3), torch.full((3,), 1e-3), 100).nodes
+        100
+    """
 
     log_likelihood: Tensor
     """(N,), nats."""
@@ -55,7 +60,7 @@ def exact_log_likelihood(
     doublings: int = 12,
     report: Callable[[str], None] | None = None,
 ) -> Evidence:
-    """log p_θ(x) of every example.
+    """log p_θ(x) = log ∫ p(z) p_θ(x | z) dz of every example, by quadrature.
 
     Args:
         prior: p(z) with D = 2.
@@ -68,6 +73,13 @@ def exact_log_likelihood(
 
     Raises:
         InputError: the latent space isn't the plane.
+
+    Example:
+        >>> from torch.distributions import Independent, Normal
+        >>> shifted = ddvi.as_likelihood(lambda z: Independent(Normal(z, 1.0), 1), torch.Size([2]))
+        >>> evidence = exact_log_likelihood(ddvi.StandardGaussian(), shifted, torch.zeros(1, 2))
+        >>> f"{evidence.log_likelihood.item():.3f}, exactly {-math.log(4 * math.pi):.3f}"
+        '-2.531, exactly -2.531'
     """
     if tuple(prior.event_shape) != (2,):
         raise InputError(f"quadrature needs a latent space of 2 dimensions, not {tuple(prior.event_shape)}")

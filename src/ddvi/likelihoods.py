@@ -12,18 +12,29 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, Self, final
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Distribution, Independent, NegativeBinomial, Normal, Poisson
 from torch.nn import functional
 
+from ddvi.drawn import DrawnDistribution
 from ddvi.errors import InputError
 
 
 class Likelihood(nn.Module, abc.ABC):
-    """p_θ(x | z) over observations of shape `event_shape`."""
+    """p_θ(x | z) over observations of shape `event_shape`.
+
+    A subclass gives `forward`, `log_prob` and `pairwise_log_prob`. `likelihood(z)`, with z (*, D), is a torch
+    distribution of batch shape (*) and event shape `event_shape`.
+
+    Example:
+        >>> likelihood = BernoulliLikelihood(nn.Linear(2, 6), torch.Size([6]))
+        >>> x, z = torch.ones(3, 6), torch.zeros(10, 3, 2)
+        >>> likelihood.log_prob(x, z).shape, likelihood.pairwise_log_prob(x, z[:, 0]).shape
+        (torch.Size([10, 3]), torch.Size([3, 10]))
+    """
 
     event_shape: torch.Size
 
@@ -43,9 +54,16 @@ class Likelihood(nn.Module, abc.ABC):
 class ExponentialFamily(Likelihood):
     """An exponential family with independent entries; subclasses say what T, η, A and h are.
 
+        log p(x | z) = ⟨T(x), η(z)⟩ − A(z) + h(x)
+
     Args:
         decoder: from z (*, D) to one parameter per entry, (*, *event) (for categories: (*, *event, categories)).
         event_shape: shape of one observation.
+
+    Example:
+        >>> parameters, log_partition = PoissonLikelihood(nn.Linear(2, 6), torch.Size([6])).natural(torch.zeros(4, 2))
+        >>> parameters.shape, log_partition.shape
+        (torch.Size([4, 6]), torch.Size([4]))
     """
 
     def __init__(self, decoder: nn.Module, event_shape: torch.Size) -> None:
@@ -85,7 +103,19 @@ class _Bernoulli(Bernoulli):
 
 @final
 class BernoulliLikelihood(ExponentialFamily):
-    """Binary entries; the decoder gives logits."""
+    """Binary entries.
+
+        log p(x | z) = Σ x η(z) − log(1 + e^η(z)),    η the logits
+
+    Args:
+        decoder: from z (*, D) to logits (*, *event).
+        event_shape: shape of one observation.
+
+    Example:
+        >>> likelihood = BernoulliLikelihood(nn.Linear(2, 6), torch.Size([6]))
+        >>> likelihood(torch.zeros(5, 2)).sample().unique().tolist()
+        [0.0, 1.0]
+    """
 
     def forward(self, z: Tensor) -> Distribution:
         return self._independent(_Bernoulli(logits=self.decoder(z), validate_args=False))
@@ -100,10 +130,19 @@ class BernoulliLikelihood(ExponentialFamily):
 
 @final
 class GaussianLikelihood(ExponentialFamily):
-    """Real entries with a learned scale, shared by each entry of `scale_shape`; the decoder gives means.
+    """Real entries with a learned scale, shared by each entry of `scale`.
+
+        p(x | z) = N( x; μ(z), diag σ² )
 
     Args:
-        scale: initial scale, broadcastable to the event: (features,) for tables, (channels, 1, 1) for images.
+        decoder: from z (*, D) to means μ (*, *event).
+        event_shape: shape of one observation.
+        scale: initial σ, broadcastable to the event: (features,) for tables, (channels, 1, 1) for images.
+
+    Example:
+        >>> likelihood = GaussianLikelihood(nn.Linear(2, 6), torch.Size([6]), torch.ones(6))
+        >>> likelihood(torch.zeros(5, 2)).sample().shape
+        torch.Size([5, 6])
     """
 
     def __init__(self, decoder: nn.Module, event_shape: torch.Size, scale: Tensor) -> None:
@@ -125,7 +164,18 @@ class GaussianLikelihood(ExponentialFamily):
 
 @final
 class PoissonLikelihood(ExponentialFamily):
-    """Counts; the decoder gives log rates, kept below e^20 so that a wild one stays finite."""
+    """Counts.
+
+        log p(x | z) = Σ x η(z) − e^η(z) − log x!,    η the log rates, kept below 20 so that a wild one stays finite
+
+    Args:
+        decoder: from z (*, D) to log rates (*, *event).
+        event_shape: shape of one observation.
+
+    Example:
+        >>> PoissonLikelihood(nn.Linear(2, 6), torch.Size([6]))(torch.zeros(5, 2)).mean.shape
+        torch.Size([5, 6])
+    """
 
     def _log_rate(self, z: Tensor) -> Tensor:
         return self.decoder(z).clamp_max(20.0)
@@ -189,7 +239,20 @@ class NegativeBinomialLikelihood(ExponentialFamily):
 
 @final
 class CategoricalLikelihood(ExponentialFamily):
-    """Entries with values 0 … categories − 1; the decoder gives logits (*, *event, categories)."""
+    """Entries with values 0 … categories − 1.
+
+        log p(x | z) = Σ_entries log softmax(η(z))_x
+
+    Args:
+        decoder: from z (*, D) to logits η (*, *event, categories).
+        event_shape: shape of one observation.
+        categories: how many.
+
+    Example:
+        >>> decoder = nn.Sequential(nn.Linear(2, 6 * 4), nn.Unflatten(-1, (6, 4)))
+        >>> CategoricalLikelihood(decoder, torch.Size([6]), 4)(torch.zeros(5, 2)).sample().shape
+        torch.Size([5, 6])
+    """
 
     def __init__(self, decoder: nn.Module, event_shape: torch.Size, categories: int) -> None:
         super().__init__(decoder, event_shape)
@@ -217,7 +280,12 @@ class DistributionLikelihood(Likelihood):
         event_shape: shape of one observation.
 
     Raises:
-        InputError: the distribution's shapes differ from these.
+        InputError: when it is called, the distribution's shapes differ from these.
+
+    Example:
+        >>> likelihood = DistributionLikelihood(lambda z: Independent(Normal(z, 0.5), 1), torch.Size([2]))
+        >>> likelihood.log_prob(torch.zeros(3, 2), torch.zeros(10, 3, 2)).shape
+        torch.Size([10, 3])
     """
 
     def __init__(self, build: nn.Module | Callable[[Tensor], Distribution], event_shape: torch.Size) -> None:
@@ -338,50 +406,3 @@ class _Built(nn.Module):
             return distribution
         first = [distribution]
         return DrawnDistribution(batch_shape, self.event_shape, lambda: first.pop() if first else self.source(given))
-
-
-@final
-class DrawnDistribution(Distribution):
-    """What can be drawn, and perhaps scored: x (*batch, *event) as a user's own code makes it.
-
-    Args:
-        draw: gives one x.
-        score: from x to its log density (*batch); None for a simulator, which has none.
-    """
-
-    arg_constraints: ClassVar[dict[str, Any]] = {}  # pyright: ignore[reportIncompatibleMethodOverride]
-
-    def __init__(
-        self,
-        batch_shape: torch.Size,
-        event_shape: torch.Size,
-        draw: Callable[[], Tensor],
-        score: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        super().__init__(batch_shape, event_shape, validate_args=False)
-        self.draw = draw
-        self.score = score
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        shape = self._extended_shape(torch.Size(sample_shape))
-        if not sample_shape:
-            return self._checked(self.draw(), shape, "a draw")
-        draws = [
-            self._checked(self.draw(), shape[len(sample_shape) :], "a draw") for _ in range(math.prod(sample_shape))
-        ]
-        return torch.stack(draws).view(shape)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        if self.score is None:
-            raise InputError(
-                "this likelihood gives draws without a density, so there is no bound and only sleep can train; use"
-                " fit_simulations, or give a torch distribution"
-            )
-        batch_shape = value.shape[: value.dim() - len(self.event_shape)]
-        return self._checked(self.score(value), torch.broadcast_shapes(batch_shape, self.batch_shape), "log_prob")
-
-    @staticmethod
-    def _checked(value: Tensor, shape: torch.Size, what: str) -> Tensor:
-        if value.shape != shape:
-            raise InputError(f"{what} of the likelihood has shape {tuple(value.shape)}; make it {tuple(shape)}")
-        return value

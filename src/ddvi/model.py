@@ -59,7 +59,13 @@ class Fantasies(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """The parts of log w, each (*sample_shape, *batch_shape), in nats."""
+    """The parts of log w, each (*sample_shape, *batch_shape), in nats.
+
+    Example:
+        >>> weights = model.weigh(x, model.posterior(x).draw((10,)))
+        >>> weights.log_weight().shape
+        torch.Size([10, 3])
+    """
 
     log_likelihood: Tensor
     """log p_θ(x | z)."""
@@ -76,6 +82,8 @@ class Weights(NamedTuple):
 class LatentVariableModel(nn.Module):
     """A prior, a likelihood and an approximate posterior.
 
+        p_θ(x, z) = p(z) p_θ(x | z),    log w = log p_θ(x | z) + log p(z) + log r(a | z) − log q_φ(z, a | x)
+
     Args:
         prior: p(z).
         likelihood: p_θ(x | z).
@@ -83,6 +91,16 @@ class LatentVariableModel(nn.Module):
         preprocessing: from data as stored to x; by default x is the data.
         discriminator: from what `Adversarial` shows it to one logit, for adversarial training.
         classifier: from the posterior's features (B, features) to logits (B, C) of q(l | x), for labels.
+
+    Sources: Kingma and Welling, 2014; Burda et al., 2016, for the bounds; Kingma et al., 2014, for labels.
+
+    Example:
+        >>> likelihood = ddvi.BernoulliLikelihood(nn.Linear(2, 6), torch.Size([6]))
+        >>> posterior = ddvi.DiffusionPosterior(nn.Linear(6, 8), latent_size=2, steps=4)
+        >>> model = LatentVariableModel(ddvi.Pinwheel(), likelihood, posterior)
+        >>> x = torch.ones(3, 6)
+        >>> model.log_weights(x, samples=10).shape, model.fantasise(5).x.shape
+        (torch.Size([10, 3]), torch.Size([5, 6]))
     """
 
     def __init__(

@@ -95,14 +95,28 @@ def _constants(alpha_squared: Tensor) -> Levels:
 
 
 class NoisingProcess(nn.Module):
-    """The chain r with T steps; every constant of a fixed one is a buffer of shape (T + 1,), indexed by t.
+    """The chain r of T steps.
+
+        r(z_t | z_0) = N( α_t z_0, σ_t² I ),    r(z_{t-1} | z_t, z_0) = N( w0_t z_0 + wt_t z_t, v_t I )
+
+    Constants are of shape (T + 1,), indexed by t; latents of shape (*, D).
 
     Args:
-        steps: T, at least 1.
-        schedule: a name in `SCHEDULES`.
+        steps: T.
+        schedule: a name from `ddvi.catalogue.NOISE_SCHEDULES`.
 
     Raises:
         InputError: fewer than one step, or an unknown schedule.
+
+    Sources: Ho et al., 2020; Kingma et al., Variational Diffusion Models, 2021.
+
+    Example:
+        >>> noise = NoisingProcess(steps=4)
+        >>> noise.path(torch.zeros(3, 2)).shape
+        torch.Size([5, 3, 2])
+        >>> alpha, sigma, *_ = noise.constants()
+        >>> bool(((alpha**2 + sigma**2 - 1).abs() < 1e-6).all())
+        True
     """
 
     def __init__(self, steps: int, schedule: str = "log_snr") -> None:

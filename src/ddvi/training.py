@@ -25,65 +25,14 @@ from torch import Tensor
 from ddvi import checkpoint
 from ddvi.errors import InputError, TrainingError
 from ddvi.model import LatentVariableModel
-from ddvi.objectives.base import Batch, Labelled, Objective, Update
+from ddvi.objectives.base import Batch, Labelled, Update
 from ddvi.processes import Processes
 from ddvi.randomness import generator, mean, own, part, random_state, seeded, set_random_state, sharded
+from ddvi.schedule import Phase, Schedule
 
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 BAD_STEPS_ALLOWED = 2
 _VALIDATION_CHUNK = 1000
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A stretch of training.
-
-    Args:
-        epochs: its length.
-        objective: what it trains.
-        frozen: names of the model's children that rest.
-    """
-
-    epochs: int
-    objective: Objective
-    frozen: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How training proceeds, whatever it trains.
-
-    Args:
-        phases: in order.
-        batch_size: examples per step.
-        lr: Adam's learning rate at its highest.
-        shape: "cosine" falls to 0 at the end, "constant" stays.
-        clip_norm: largest gradient norm of one update; 0 switches clipping off.
-        seed: of batches and everything random.
-    """
-
-    phases: tuple[Phase, ...]
-    batch_size: int = 128
-    lr: float = 1e-3
-    shape: str = "cosine"
-    clip_norm: float = 10.0
-    seed: int = 0
-
-    @property
-    def epochs(self) -> int:
-        return sum(phase.epochs for phase in self.phases)
-
-    def phase(self, epoch: int) -> Phase:
-        """The phase that epoch (from 0) belongs to."""
-        for phase in self.phases:
-            if epoch < phase.epochs:
-                return phase
-            epoch -= phase.epochs
-        return self.phases[-1]
-
-    def learning_rate(self, progress: float) -> float:
-        """At `progress` 0 … 1 of the training."""
-        return self.lr * 0.5 * (1 + math.cos(math.pi * progress)) if self.shape == "cosine" else self.lr
 
 
 @dataclass
@@ -110,7 +59,12 @@ class Listener(Protocol):
 
 
 class Interrupted(Exception):
-    """The user stopped the run; its state has been saved."""
+    """The user stopped the run by Ctrl-C; its state has been saved.
+
+    Example:
+        >>> issubclass(Interrupted, Exception)
+        True
+    """
 
 
 class Trainer:
@@ -132,6 +86,11 @@ class Trainer:
 
     Raises:
         InputError: a batch larger than the data; a fabric of several devices that isn't launched.
+
+    Example:
+        >>> schedule = Schedule((ddvi.Phase(2, ddvi.ReweightedWakeSleep()),), batch_size=3)
+        >>> [row["epoch"] for row in Trainer(model, schedule, x).fit()]
+        [1, 2]
     """
 
     def __init__(

@@ -28,8 +28,24 @@ from ddvi.randomness import draw, draw_whole, part
 class Adversarial(Objective):
     """One step of the discriminator, then one of encoder and decoder, which also fool it.
 
+        −log D(z) − log(1 − D(f(x))),  z ~ p(z),    then    −log p_θ(x | f(x)) − weight · log D(f(x))
+
+    D is the sigmoid of `model.discriminator`, f the encoder. Losses are (B,).
+
     Args:
         weight: of fooling the discriminator, in nats of reconstruction.
+
+    Raises:
+        InputError: in training, the model has no discriminator.
+
+    Source: Makhzani et al., Adversarial Autoencoders, 2015.
+
+    Example:
+        >>> encoder = ddvi.ImplicitPosterior(model.posterior.encoder, latent_size=2)
+        >>> discriminator = torch.nn.Linear(2, 1)
+        >>> aae = LatentVariableModel(model.prior, model.likelihood, encoder, discriminator=discriminator)
+        >>> [update.children for update in Adversarial().updates(aae, Batch(x))]
+        [('discriminator',), ('likelihood', 'posterior')]
     """
 
     weight: float = 5.0

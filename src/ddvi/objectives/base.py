@@ -23,7 +23,12 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a training step sees."""
+    """What a training step sees.
+
+    Example:
+        >>> Batch(torch.zeros(4, 3)).progress
+        1.0
+    """
 
     x: Tensor
     """Observations (B, *event)."""
@@ -37,7 +42,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Update:
-    """One update: the children of the model that it trains, and the loss that trains them."""
+    """One update: the children of the model that it trains, and the loss that trains them.
+
+    Example:
+        >>> update = next(ddvi.ELBO().updates(model, Batch(x)))
+        >>> update.children, update.loss.shape
+        (('likelihood', 'posterior', 'classifier', 'prior'), torch.Size([3]))
+    """
 
     children: tuple[str, ...]
     loss: Tensor
@@ -48,7 +59,14 @@ class Update:
 
 @dataclass(frozen=True)
 class Objective(abc.ABC):
-    """A way to train a model. Values compare equal when they say the same."""
+    """A way to train a model, as a frozen value: values compare equal when they say the same.
+
+    A subclass gives `updates`. The loop takes the mean of each update's loss (B,), which is in nats.
+
+    Example:
+        >>> ddvi.ELBO(samples=2) == ddvi.ELBO(samples=2)
+        True
+    """
 
     @abc.abstractmethod
     def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:

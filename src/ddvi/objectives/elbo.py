@@ -75,16 +75,29 @@ def risen(kl_weight: float, kl_rise: float, progress: float) -> float:
 @final
 @dataclass(frozen=True)
 class ELBO(DataObjective):
-    """The evidence lower bound.
+    """The evidence lower bound, by K reparameterised draws.
+
+        E_q[ log p_θ(x|z) + kl_weight ( prior_weight log p(z) + log r(a|z) − log q_φ(z, a|x) ) ],
+    at weights 1 ≤ log p_θ(x)
 
     Args:
-        samples: draws per example, for each label where labels are summed over.
+        samples: K, draws per example, for each label where labels are summed over.
         kl_weight: weight of everything but the reconstruction; 1 is the bound.
         kl_rise: share of training over which that weight rises linearly from 0.
         prior_weight: weight of log p(z), and of log p(l), beside the rest of the divergence; 1 is the bound.
         path_gradient: score log q with parameters held fixed, so that its gradient comes through the draw alone; lower
-            variance near the optimum (Roeder et al. 2017; Tucker et al. 2019).
+            variance near the optimum.
         label_rate: how much of the gradient q(l|x) takes, see `negative_elbo`.
+
+    Raises:
+        InputError: in training, the posterior has no density.
+
+    Sources: Kingma and Welling, 2014; Roeder et al., 2017, and Tucker et al., 2019, for the path gradient.
+
+    Example:
+        >>> loss, terms = ELBO(samples=5).loss(model, x)
+        >>> loss.shape, sorted(terms)
+        (torch.Size([3]), ['divergence', 'reconstruction'])
     """
 
     samples: int = 1
@@ -113,7 +126,9 @@ class ELBO(DataObjective):
 @final
 @dataclass(frozen=True)
 class ImportanceWeighted(DataObjective):
-    """The importance-weighted bound (Burda et al. 2016).
+    """The importance-weighted bound, tighter for larger K.
+
+        E_q[ log 1/K Σ_k w_k ] ≤ log p_θ(x),    log w = log p_θ(x|z) + log p(z) + log r(a|z) − log q_φ(z, a|x)
 
     Where labels are summed over, the bound doesn't involve q(l|x): the classifier learns from labels, and fits the
     shares of the labels in the sum.
@@ -124,6 +139,16 @@ class ImportanceWeighted(DataObjective):
         kl_rise: as in `ELBO`.
         prior_weight: as in `ELBO`.
         label_rate: how far q(l|x) goes towards these shares at once, see `damped`.
+
+    Raises:
+        InputError: in training, the posterior has no density.
+
+    Source: Burda et al., Importance Weighted Autoencoders, 2016.
+
+    Example:
+        >>> loss, terms = ImportanceWeighted(samples=5).loss(model, x)
+        >>> loss.shape
+        torch.Size([3])
     """
 
     samples: int = 8

@@ -27,11 +27,25 @@ from ddvi.randomness import sample, sharded
 @final
 @dataclass(frozen=True)
 class MarginalLikelihood(DataObjective):
-    """log p_θ(x) by `samples` draws of the prior, the same for all of a batch.
+    """log p_θ(x) itself, by N draws of the prior, the same for all of a batch.
+
+        log p_θ(x) ≈ log 1/N Σ_n p_θ(x | z_n),    z_n ~ p(z)
+
+    It trains the decoder without a posterior; the posterior learns from a z that is resampled among the draws.
 
     Args:
         samples: N. The estimate is biased downwards; narrow posteriors need many.
         levels: terms of the chain drawn per example; all if None.
+
+    Raises:
+        InputError: in training, the likelihood or the posterior has no density.
+
+    Source: Burda et al., 2016, with the prior as the proposal.
+
+    Example:
+        >>> loss, terms = MarginalLikelihood(samples=100).loss(model, x)
+        >>> loss.shape, sorted(terms)
+        (torch.Size([3]), ['marginal', 'wake'])
     """
 
     samples: int = 2000

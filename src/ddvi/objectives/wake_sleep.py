@@ -72,7 +72,12 @@ class Sleep(Objective):
 @final
 @dataclass(frozen=True)
 class WakeSleep(DataObjective):
-    """The paper's alternation: one ELBO step on data, then `sleep_steps` steps on fantasies.
+    """The paper's alternation: one step on data by the bound, then `sleep_steps` steps on fantasies.
+
+        wake:   ELBO(x)
+        sleep:  sleep_weight · E_p(z) E_p(x|z) E_r(a|z)[ log q(z, a | x) − log r(a | z) ]
+
+    Losses are (B,): several fantasies for an example are averaged.
 
     Args:
         wake: the bound and its weights.
@@ -80,6 +85,16 @@ class WakeSleep(DataObjective):
         sleep_weight: weight of the sleep term.
         levels: terms of the chain drawn per fantasy; all if None.
         fantasies: how many for each example of data.
+
+    Raises:
+        InputError: in training, the posterior has no density.
+
+    Sources: Piriyakulkij et al., AAAI 2025; Hinton et al., The Wake-Sleep Algorithm, 1995.
+
+    Example:
+        >>> updates = list(WakeSleep(sleep_steps=2).updates(model, Batch(x)))
+        >>> [sorted(update.terms) for update in updates]
+        [['divergence', 'reconstruction'], ['sleep'], ['sleep']]
     """
 
     wake: ELBO = field(default_factory=ELBO)
@@ -106,9 +121,11 @@ class WakeSleep(DataObjective):
 class ReweightedWakeSleep(DataObjective):
     """Reweighted wake-sleep: no gradient through the draws.
 
-    K draws (z_k, a_k) ~ q(z, a | x) are weighted by p_θ(x, z) r(a|z) / q(z, a|x) and one z* is resampled: in the limit
-    of large K a draw from p_θ(z|x). The decoder is trained on log p_θ(x|z*), the posterior on its bound of log q(z*|x),
-    plus `sleep_weight` times the same bound on fantasies. Where labels are summed over, a draw for each label competes
+        (z_k, a_k) ~ q(z, a | x),    z* = z_k with probability w_k / Σ w,    w = p_θ(x, z) r(a|z) / q(z, a|x)
+        decoder:    log p_θ(x | z*)
+        posterior:  E_r[ log q(z*, a|x) − log r(a|z*) ] + sleep_weight · the same at fantasies z ~ p(z), x ~ p_θ(x|z)
+
+    For large K, z* is a draw from p_θ(z|x). Losses are (B,). Where labels are summed over, a draw for each competes
     first, l* ~ r(l|x) ∝ q(l|x)^(1 − label_rate) p̂(l|x)^label_rate, with p̂ the labels' shares of the
     weights, then K draws given l* for z*. The classifier learns all of r, not only the label that was drawn.
 
@@ -118,6 +135,16 @@ class ReweightedWakeSleep(DataObjective):
         levels: terms of the chain drawn per example; all if None.
         label_rate: how far q(l|x) goes towards p̂(l|x) at once; where it comes to rest doesn't depend on it.
         fantasies: how many for each example of data.
+
+    Raises:
+        InputError: in training, the posterior has no density.
+
+    Sources: Bornschein and Bengio, 2015; Le et al., Revisiting Reweighted Wake-Sleep, 2019.
+
+    Example:
+        >>> loss, terms = ReweightedWakeSleep(samples=4).loss(model, x)
+        >>> loss.shape, "sleep" in terms
+        (torch.Size([3]), True)
     """
 
     samples: int = 8

@@ -25,13 +25,26 @@ from ddvi.randomness import draw
 class WarmUp(DataObjective):
     """The simpler model that the paper starts from: an encoder of z_T, and a denoiser that knows the prior alone.
 
-    The ELBO through the unconditional chain trains encoder and decoder; the denoiser learns from draws of the prior.
+        data:   log p_θ(x|z) + kl_weight ( log p(z) + log r(z_1:T|z) − log q(z_T|x) − Σ_t log q(z_{t-1}|z_t) )
+        prior:  E_p(z) E_r[ Σ_t log q(z_{t-1}|z_t) ]
+
+    The bound through the unconditional chain trains encoder and decoder; the denoiser learns from draws of the prior.
+    Losses are (B,).
 
     Args:
         kl_weight: as in `ELBO`.
         sleep_steps: denoising steps per step on data.
         levels: terms of the chain drawn per prior draw; all if None.
         label_rate: as in `ELBO`.
+
+    Raises:
+        InputError: in training, the posterior isn't a diffusion.
+
+    Source: Piriyakulkij et al., AAAI 2025.
+
+    Example:
+        >>> [update.children for update in WarmUp().updates(model, Batch(x))][1:]
+        [('posterior',)]
     """
 
     kl_weight: float = 1.0

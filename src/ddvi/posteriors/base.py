@@ -30,7 +30,13 @@ LARGEST_LOG_VARIANCE = 20.0  # so that a wild output stays finite
 
 
 class Draw(NamedTuple):
-    """Draws from q(z, a | x)."""
+    """Draws from q(z, a | x).
+
+    Example:
+        >>> draw = model.posterior(x).draw((10,))  # a chain of 4 steps
+        >>> draw.z.shape, draw.log_ratio.shape, draw.path.shape
+        (torch.Size([10, 3, 2]), torch.Size([10, 3]), torch.Size([5, 10, 3, 2]))
+    """
 
     z: Tensor
     """(*sample_shape, *batch_shape, D), reparameterised."""
@@ -41,7 +47,20 @@ class Draw(NamedTuple):
 
 
 class Conditional(abc.ABC):
-    """q(z, a | x) for one batch of observations."""
+    """q(z, a | x) for one batch of observations: draws, scores, and bounds on log q(z | x).
+
+        log_ratio = log q(z, a | x) − log r(a | z),    E_r[ log_ratio ] ≤ log q(z | x)
+
+    A `Posterior` gives it. What needs a density raises InputError where there is none.
+
+    Source: Ranganath et al., Hierarchical Variational Models, 2016, for the reverse model r.
+
+    Example:
+        >>> conditional = model.posterior(x)
+        >>> z = conditional.sample((10,))
+        >>> conditional.log_bound(z).shape, conditional.log_prob(z, samples=20)[0].shape
+        (torch.Size([10, 3]), torch.Size([10, 3]))
+    """
 
     auxiliaries: int = 0
     """How many auxiliary variables of the latent's size there are."""
@@ -136,13 +155,23 @@ class ExplicitConditional(Conditional):
 class Posterior(nn.Module, abc.ABC):
     """q(z, a | x) as a function of x: encoder, label embedding and whatever a subclass builds from the features.
 
+    `posterior(x)`, with x (B, *event), is a `Conditional` of batch shape (B,); with labels that broadcast to
+    (*labels, B) it is q(z, a | x, l), of that batch shape. A subclass gives `condition`.
+
     Args:
         encoder: from observations (B, *event) to features (B, encoder.out_features).
         latent_size: D.
         labels: number of classes for q(z, a | x, label); 0 without labels.
 
     Raises:
-        InputError: D is not positive.
+        InputError: D is not positive; a label is given to a posterior without labels.
+
+    Source: Kingma and Welling, 2014, for amortised inference.
+
+    Example:
+        >>> posterior = ddvi.GaussianPosterior(torch.nn.Linear(6, 8), latent_size=2, labels=3)
+        >>> posterior(torch.ones(5, 6), torch.arange(3)[:, None]).sample().shape
+        torch.Size([3, 5, 2])
     """
 
     has_density: ClassVar[bool] = True

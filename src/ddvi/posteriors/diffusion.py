@@ -234,9 +234,18 @@ class _Linked(torch.autograd.Function):
 
 @final
 class DiffusionPosterior(Posterior):
-    """q(z_T | x) Π_t q(z_{t-1} | z_t, x), see the module.
+    """The diffusion posterior: a chain that starts from noise and denoises it, guided by x.
+
+        q(z_T | x) Π_t q(z_{t-1} | z_t, x),    z_T ~ N( α_T m, α_T² s² + σ_T² )
+        z_{t-1} ~ N( w0_t ẑ + wt_t z_t, v_t I + w0_t² Ŝ ),    at t = 1: N(ẑ, Ŝ)
+
+    ẑ and Ŝ are those of the exact denoiser of N(m(x), s(x)²), corrected by a network that sees z_t, t and x. With no
+    correction, as at initialisation, the chain is that Gaussian. Paths are (1 + T, *sample_shape, B, D).
 
     Args:
+        encoder: from observations (B, *event) to features (B, encoder.out_features).
+        latent_size: D.
+        labels: number of classes for q(z, a | x, label); 0 without labels.
         steps: T.
         noise: name of the noise schedule, see `ddvi.noise`.
         denoiser_size: width of the denoiser's layers.
@@ -244,6 +253,18 @@ class DiffusionPosterior(Posterior):
         covariance: of the steps, "diagonal" or "full"; "auto" takes full ones for up to 4 dimensions.
         prior_denoiser: a prior whose own denoiser E[z_0 | z_t] is given to the network as an input, for D = 2.
         level_weights: "bound", or "plain" for a denoising loss that weighs all levels alike, see `log_bound`.
+
+    Raises:
+        InputError: D or T is not positive, or no schedule is called so.
+
+    Source: Piriyakulkij et al., Denoising Diffusion Variational Inference, AAAI 2025.
+
+    Example:
+        >>> posterior = DiffusionPosterior(nn.Linear(6, 8), latent_size=2, steps=4)
+        >>> conditional = posterior(torch.ones(3, 6))
+        >>> draw = conditional.draw((10,))
+        >>> draw.path.shape, conditional.log_bound(draw.z).shape
+        (torch.Size([5, 10, 3, 2]), torch.Size([10, 3]))
     """
 
     first: Tensor

@@ -83,11 +83,28 @@ class FlowDensity:
 
 @final
 class FlowPosterior(Posterior):
-    """q(z | x) by inverse autoregressive layers, see the module.
+    """A Gaussian pushed through inverse autoregressive layers, both conditioned on x; the Gaussian at initialisation.
+
+        ε ~ N( m(x), diag s(x)² ),    z = f_x(ε),    log q(z | x) = log N(ε) − log |det ∂f_x/∂ε|
+
+    Drawing takes one pass a layer, scoring a given z takes D.
 
     Args:
+        encoder: from observations (B, *event) to features (B, encoder.out_features).
+        latent_size: D.
+        labels: number of classes for q(z | x, label); 0 without labels.
         flow_layers: number of layers.
         context_size: size of the projection of the features that conditions them.
+
+    Raises:
+        InputError: D is not positive.
+
+    Source: Kingma et al., Improving Variational Inference with Inverse Autoregressive Flow, 2016.
+
+    Example:
+        >>> posterior = FlowPosterior(nn.Linear(6, 8), latent_size=2, flow_layers=2)
+        >>> posterior(torch.ones(3, 6)).draw((10,)).log_ratio.shape
+        torch.Size([10, 3])
     """
 
     def __init__(

@@ -28,7 +28,25 @@ class GaussianHead(nn.Linear):
 
 @final
 class GaussianPosterior(Posterior):
-    """q(z | x) = N(m(x), diag s(x)²), see the module."""
+    """The diagonal Gaussian of the variational autoencoder.
+
+        q(z | x) = N( z; m(x), diag s(x)² ),    s² at least 1e-6
+
+    Args:
+        encoder: from observations (B, *event) to features (B, encoder.out_features).
+        latent_size: D.
+        labels: number of classes for q(z | x, label); 0 without labels.
+
+    Raises:
+        InputError: D is not positive.
+
+    Source: Kingma and Welling, Auto-Encoding Variational Bayes, 2014.
+
+    Example:
+        >>> posterior = GaussianPosterior(nn.Linear(6, 8), latent_size=2)
+        >>> posterior(torch.ones(3, 6)).sample((10,)).shape
+        torch.Size([10, 3, 2])
+    """
 
     def __init__(self, encoder: nn.Module, latent_size: int, labels: int = 0) -> None:
         super().__init__(encoder, latent_size, labels)

@@ -55,11 +55,26 @@ class HierarchicalConditional(Conditional):
 
 @final
 class HierarchicalPosterior(Posterior):
-    """q(a | x) q(z | x, a) by inverse autoregressive flows, see the module.
+    """A flow given an auxiliary variable that is itself drawn by a flow.
+
+        a ~ q(a | x),    z ~ q(z | x, a),    r(a | z) = N(0, I)
 
     Args:
+        encoder: from observations (B, *event) to features (B, encoder.out_features).
+        latent_size: D.
+        labels: number of classes for q(z | x, label); 0 without labels.
         flow_layers: number of layers of each of the two flows.
         context_size: size of the projection of the features that conditions them.
+
+    Raises:
+        InputError: D is not positive.
+
+    Sources: Ranganath et al., Hierarchical Variational Models, 2016; Maaløe et al., 2016.
+
+    Example:
+        >>> posterior = HierarchicalPosterior(nn.Linear(6, 8), latent_size=2, flow_layers=2)
+        >>> posterior(torch.ones(3, 6)).draw((10,)).path.shape  # z and a
+        torch.Size([2, 10, 3, 2])
     """
 
     def __init__(

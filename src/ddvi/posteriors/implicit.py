@@ -47,7 +47,23 @@ class ImplicitConditional(Conditional):
 
 @final
 class ImplicitPosterior(Posterior):
-    """z = f(x), see the module."""
+    """The deterministic encoder of the adversarial autoencoder: a point without a density, z = f(x).
+
+    Args:
+        encoder: from observations (B, *event) to features (B, encoder.out_features).
+        latent_size: D.
+        labels: number of classes for q(z | x, label); 0 without labels.
+
+    Raises:
+        InputError: D is not positive; a score or a bound is asked for.
+
+    Source: Makhzani et al., Adversarial Autoencoders, 2015.
+
+    Example:
+        >>> posterior = ImplicitPosterior(nn.Linear(6, 8), latent_size=2)
+        >>> posterior.has_density, posterior(torch.ones(3, 6)).sample().shape
+        (False, torch.Size([3, 2]))
+    """
 
     has_density = False
 

@@ -46,13 +46,28 @@ class ScaledDensity:
 
 @final
 class SplinePosterior(Posterior):
-    """q(z | x) by a neural spline flow, see the module; the Gaussian N(m, s²) at initialisation.
+    """A neural spline flow in units of a Gaussian N(m, s²), which it is at initialisation.
+
+        u = f_x(ε),  ε ~ N(0, I),    z = m(x) + s(x) u,    log q(z | x) = log N(ε) − log |det ∂f_x/∂ε| − Σ log s(x)
 
     Args:
+        encoder: from observations (B, *event) to features (B, encoder.out_features).
+        latent_size: D.
+        labels: number of classes for q(z | x, label); 0 without labels.
         flow_layers: number of layers.
         context_size: size of the projection of the features that conditions them.
         spline_bins: bins of each spline.
         hidden_features: widths of the hidden layers of each.
+
+    Raises:
+        InputError: D is not positive.
+
+    Source: Durkan et al., Neural Spline Flows, 2019.
+
+    Example:
+        >>> posterior = SplinePosterior(nn.Linear(6, 8), latent_size=2, flow_layers=2)
+        >>> posterior(torch.ones(3, 6)).draw((10,)).log_ratio.shape
+        torch.Size([10, 3])
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Priors p(z) over the latent space, most of them in labelled parts, p(z) = (1/C) Σ_l p(z|l).
+"""Structured priors p(z), in labelled parts, p(z) = (1/C) Σ_l p(z|l).
 
 A structured prior is a thin set, widened: a point of a curve t ↦ c(t), plus Gaussian noise of deviation `width`. Its
 density is an integral along the curve, which Gauss–Legendre quadrature, in panels that are short beside `width`,
@@ -9,92 +9,18 @@ turns into a finite mixture that is exact to rounding; a straight segment has it
 
 from __future__ import annotations
 
-import abc
 import math
-import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, final
 
 import numpy as np
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.special import log_ndtr
 
-from ddvi.catalogue import PRIORS
-from ddvi.errors import InputError, check_name
+from ddvi.errors import InputError
 from ddvi.mixtures import Neighbourhoods, Nodes, log_mixture
-from ddvi.randomness import seeded
-
-
-class Prior(nn.Module, abc.ABC):
-    """A distribution over latent vectors of D entries; a subclass gives `_draw` and `_log_density`.
-
-    `event_shape` is (D,); `parts` is the number C of label parts, or None; labels are integers in 0 … C − 1, and
-    `log_prob` checks that on the CPU only, where it waits for no device. `.to(device, dtype)` says where and in what
-    precision `sample` draws; `log_prob` answers in the precision of z, at least float32.
-    """
-
-    _anchor: Tensor
-
-    def __init__(self, latent_size: int, parts: int | None):
-        super().__init__()
-        self.event_shape = torch.Size([latent_size])
-        self.parts = parts
-        self.register_buffer("_anchor", torch.zeros(()), persistent=False)  # knows the device and dtype of samples
-
-    def sample(
-        self, sample_shape: Sequence[int] = (), label: Tensor | None = None, generator: Generator | None = None
-    ) -> Tensor:
-        """Draw z ~ p(z), or z ~ p(z|l), of shape `(*sample_shape, D)`; labels broadcast to `sample_shape`.
-
-        Raises:
-            InputError: the label isn't of integers in range, or doesn't broadcast.
-        """
-        shape, anchor = torch.Size(sample_shape), self._anchor
-        label = None if label is None else self._checked(label, shape, sampling=True).to(anchor.device)
-        return self._draw(shape, label, {"generator": generator, "device": anchor.device, "dtype": anchor.dtype})
-
-    def log_prob(self, z: Tensor, label: Tensor | None = None) -> Tensor:
-        """log p(z), or log p(z|l), in nats, for z `(*, D)`; of shape `(*)` broadcast with the label's.
-
-        Raises:
-            InputError: z doesn't end in D floating-point entries, or the label isn't of integers in range.
-        """
-        (size,) = self.event_shape
-        if z.ndim == 0 or z.shape[-1] != size or not z.is_floating_point():
-            given = f"z is {z.dtype} of shape {tuple(z.shape)}, but {type(self).__name__} takes"
-            raise InputError(f"{given} floating-point vectors of {size}; give it the latent_size of z")
-        if label is not None:
-            label = self._checked(label, z.shape[:-1], sampling=False)
-            z, label = z.expand(*label.shape, size), label.reshape(-1)
-        rows = z.reshape(-1, size).to(torch.promote_types(z.dtype, torch.float32))
-        return self._log_density(rows, label).reshape(z.shape[:-1])
-
-    def _checked(self, label: Tensor, shape: torch.Size, sampling: bool) -> Tensor:
-        """`label`, found sound, expanded to `shape`, or where densities are asked broadcast with it."""
-        name, given = type(self).__name__, getattr(label, "dtype", type(label).__name__)
-        if self.parts is None:
-            raise InputError(f"a label was given, but this {name} has no label parts; leave the label out")
-        if given not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
-            raise InputError(f"label is of {given}, but {name} takes a tensor of integers; convert it with .long()")
-        if (sampling or label.device.type == "cpu") and label.numel():
-            low, high = (bound.item() for bound in label.aminmax())
-            if low < 0 or high >= self.parts:
-                given = f"labels run from {low} to {high}, but those of this {name} from 0 to {self.parts - 1}"
-                raise InputError(f"{given}; give `parts` the number of classes")
-        try:
-            return label.long().expand(shape if sampling else torch.broadcast_shapes(shape, label.shape))
-        except RuntimeError:
-            given = f"{tuple(label.shape)} labels don't broadcast to {tuple(shape)}"
-            raise InputError(f"{given}; give one for each latent, or one for all") from None
-
-    @abc.abstractmethod
-    def _draw(self, shape: torch.Size, label: Tensor | None, options: dict[str, Any]) -> Tensor:
-        """`(*shape, D)` for a label of that shape; `options` are generator, device and dtype for `torch.randn`."""
-
-    @abc.abstractmethod
-    def _log_density(self, z: Tensor, label: Tensor | None) -> Tensor:
-        """`(N,)` for z `(N, D)` and a label `(N,)`."""
+from ddvi.priors.base import Prior
 
 
 class _Structured(Prior):
@@ -185,9 +111,25 @@ class _Curve(_Structured):
 
 @final
 class Pinwheel(_Curve):
-    """C bent arms, one a label: u ~ N(1, 0.15²), angle 2πl/C + 0.25 exp(u), z = u (cos angle, sin angle), widened.
+    """C bent arms, one a label.
 
-    Entries of z beyond the first two are N(0, width²). Johnson et al. 2016 (arXiv 1603.06277). Arguments: `make_prior`.
+        u ~ N(1, 0.15²),    angle = 2πl/C + 0.25 exp(u),    z = u (cos angle, sin angle) + N(0, width² I)
+
+    Entries of z beyond the first two are N(0, width²).
+
+    Args:
+        latent_size: D, 2 or more.
+        parts: C.
+        width: standard deviation of the noise, 1e-4 or more; None is 0.03.
+
+    Raises:
+        InputError: an argument is out of its range.
+
+    Source: Johnson et al., Composing Graphical Models with Neural Networks, 2016.
+
+    Example:
+        >>> Pinwheel(latent_size=3).sample((10,)).shape
+        torch.Size([10, 3])
     """
 
     default_width, noise, limits = 0.03, torch.randn, (-8.0, 8.0)
@@ -205,9 +147,26 @@ class Pinwheel(_Curve):
 
 @final
 class SwissRoll(_Curve):
-    """A spiral: u ~ U(0, 1), radius 3√u, angle 4.5π√u, widened; label l has u in [l/C, (l+1)/C).
+    """A spiral from the centre outwards; label l has u in [l/C, (l+1)/C).
 
-    Entries of z beyond two are N(0, width²). Makhzani et al. 2015 (arXiv 1511.05644). Arguments: `make_prior`.
+        u ~ U(0, 1),    radius = 3√u,    angle = 4.5π√u,    z = radius (cos angle, sin angle) + N(0, width² I)
+
+    Entries of z beyond the first two are N(0, width²).
+
+    Args:
+        latent_size: D, 2 or more.
+        parts: C.
+        width: standard deviation of the noise, 1e-4 or more; None is 0.05.
+
+    Raises:
+        InputError: an argument is out of its range.
+
+    Source: Makhzani et al., Adversarial Autoencoders, 2015.
+
+    Example:
+        >>> z = SwissRoll().sample((1000,), torch.tensor(0))  # the innermost tenth
+        >>> bool((z.norm(dim=-1) < 1.3).all())
+        True
     """
 
     default_width, noise, limits = 0.05, torch.rand, (0.0, 1.0)
@@ -227,8 +186,24 @@ class SwissRoll(_Curve):
 class LessNoisySquare(_Structured):
     """The perimeter of [−1, 1]², uniformly, widened; label l is the l-th of C parts, clockwise from (−1, 1).
 
+        z = c(t) + N(0, width² I),    t ~ U    along the perimeter c
+
     D > 2: without a label one coordinate, chosen at random, is uniform on [−1, 1], the others ±1; with one it is the
-    square in the first two, N(0, width²) in the others. So parts make up p(z) for D = 2 only. Arguments: `make_prior`.
+    square in the first two, N(0, width²) in the others. So parts make up p(z) for D = 2 only.
+
+    Args:
+        latent_size: D, 2 or more.
+        parts: C.
+        width: standard deviation of the noise, 1e-4 or more; None is 0.06.
+
+    Raises:
+        InputError: an argument is out of its range.
+
+    Source: Piriyakulkij et al., AAAI 2025.
+
+    Example:
+        >>> LessNoisySquare().log_prob(torch.zeros(2)) < LessNoisySquare().log_prob(torch.ones(2))
+        tensor(True)
     """
 
     default_width = 0.06
@@ -277,7 +252,20 @@ class LessNoisySquare(_Structured):
 
 @final
 class StandardGaussian(_Structured):
-    """N(0, I), or N(0, (1 + width²) I) if a width is given; the same for every label. Arguments: `make_prior`."""
+    """N(0, I), or N(0, (1 + width²) I) if a width is given; the same for every label.
+
+    Args:
+        latent_size: D, 1 or more.
+        parts: C.
+        width: standard deviation of the noise, 1e-4 or more; None is none.
+
+    Raises:
+        InputError: an argument is out of its range.
+
+    Example:
+        >>> f"{StandardGaussian(latent_size=1).log_prob(torch.zeros(1)):.4f}"
+        '-0.9189'
+    """
 
     smallest_size = 1
 
@@ -292,8 +280,23 @@ class StandardGaussian(_Structured):
 class GaussianMixture(_Structured):
     """C Gaussians on a circle; label l has centre 1.4 e, e = (cos 2πl/C, sin 2πl/C).
 
-    Standard deviation 0.5 along e and 0.1 across it, in the entries of z beyond the first two as well, and `width`, if
-    given, on top. Makhzani et al. 2015 (arXiv 1511.05644). Arguments: `make_prior`.
+        p(z | l) = N( 1.4 e, 0.5² e eᵀ + 0.1² (I − e eᵀ) + width² I )
+
+    Its entries of z beyond the first two have standard deviation 0.1.
+
+    Args:
+        latent_size: D, 2 or more.
+        parts: C.
+        width: standard deviation of the noise, 1e-4 or more; None is none.
+
+    Raises:
+        InputError: an argument is out of its range.
+
+    Source: Makhzani et al., Adversarial Autoencoders, 2015.
+
+    Example:
+        >>> GaussianMixture(parts=3).log_prob(torch.zeros(4, 2)).shape
+        torch.Size([4])
     """
 
     def _tabulate(self) -> tuple[Tensor, ...]:
@@ -315,65 +318,3 @@ class GaussianMixture(_Structured):
         terms = _log_normal(along - 1.4, wide) + _log_normal(across, narrow)
         mixture = terms.logsumexp(-1) - (math.log(self.count) if label is None else 0)
         return mixture + _log_normal(z[:, 2:], narrow).sum(-1)
-
-
-@final
-class DistributionPrior(Prior):
-    """A torch distribution, or any object with `sample(sample_shape)` and `log_prob(z)`, as a prior.
-
-    D is that of two draws, made and scored on the spot, and refused with an InputError if unsound. An object with an
-    integer `parts` takes `label=` in both. Draws are from torch's global state, which is seeded from the generator, if
-    there is one, and put back. A module moves with this; anything else stays on its device, and z is taken there.
-    """
-
-    def __init__(self, source: Any):
-        name, parts = type(source).__name__, getattr(source, "parts", None)
-        if not all(callable(getattr(source, method, None)) for method in ("sample", "log_prob")):
-            raise InputError(f"{name} has no sample and log_prob; give a prior, a torch distribution or such an object")
-        if getattr(source, "batch_shape", ()):
-            given = f"{name} is a batch of distributions, of batch_shape {tuple(source.batch_shape)}"
-            raise InputError(f"{given}, not one over vectors; wrap it in torch.distributions.Independent(…, 1)")
-        labels = {} if parts is None else {"label": torch.tensor([0, parts - 1])}
-        with seeded(0), torch.no_grad():
-            draws = source.sample(torch.Size([2]), **labels)
-            density = source.log_prob(draws, **labels)
-        finite = "finite" if draws.isfinite().all() and density.isfinite().all() else "not finite"
-        if finite != "finite" or draws.ndim != 2 or not draws.shape[:1] == density.shape == (2,):
-            given = (
-                f"two samples and their log_prob are {finite}, of shapes {tuple(draws.shape)}, {tuple(density.shape)}"
-            )
-            raise InputError(f"{name} is no prior, as {given}; make them finite, of shapes (2, latent size), (2,)")
-        super().__init__(draws.shape[1], parts)
-        self.source = source
-        self._home = None if isinstance(source, nn.Module) else draws.device
-
-    def _draw(self, shape: torch.Size, label: Tensor | None, options: dict[str, Any]) -> Tensor:
-        labels, generator = {} if label is None else {"label": label.to(self._home)}, options["generator"]
-        if generator is None:
-            return self.source.sample(shape, **labels).to(self._anchor)
-        with seeded(int(torch.randint(2**62, (), generator=generator, device=generator.device))):
-            return self.source.sample(shape, **labels).to(self._anchor)
-
-    def _log_density(self, z: Tensor, label: Tensor | None) -> Tensor:
-        labels = {} if label is None else {"label": label.to(self._home)}
-        return self.source.log_prob(z.to(self._home), **labels).to(z.device)
-
-
-def as_prior(source: Any) -> Prior:
-    """`source` itself if it is a Prior, else a `DistributionPrior` around it, or an InputError."""
-    return source if isinstance(source, Prior) else DistributionPrior(source)
-
-
-def make_prior(name: str, latent_size: int = 2, parts: int = 10, width: float | None = None) -> Prior:
-    """The prior called `name` in `ddvi.catalogue.PRIORS`.
-
-    Args:
-        latent_size: D, at least 2 (1 for the Gaussian).
-        parts: the number C of label parts.
-        width: standard deviation of the noise, 1e-4 or more; None is the prior's own, for the Gaussians no noise.
-
-    Raises:
-        InputError: no prior is called so, or an argument is out of its range.
-    """
-    build = pkgutil.resolve_name(PRIORS[check_name("prior", name, PRIORS)].source)
-    return build(latent_size, parts, width)
