@@ -23,10 +23,13 @@ from .objectives import (
     Adversarial,
     Batch,
     ImportanceWeighted,
+    LogVariance,
     MarginalLikelihood,
     Objective,
+    Reweighted,
     ReweightedWakeSleep,
     Sleep,
+    Tempered,
     Update,
     WakeSleep,
     WarmUp,
@@ -55,6 +58,7 @@ from .priors import (
 )
 from .randomness import seeded
 from .supports import Bijection, Product, Section
+from .targets import FittedTarget, Target, WeightedDraws
 from .training import Interrupted, Phase, Schedule, Trainer
 
 __all__ = [
@@ -74,6 +78,7 @@ __all__ = [
     "Evidence",
     "ExponentialFamily",
     "FittedPosterior",
+    "FittedTarget",
     "FlowPosterior",
     "GaussianLikelihood",
     "GaussianMixture",
@@ -87,6 +92,7 @@ __all__ = [
     "LatentVariableModel",
     "LessNoisySquare",
     "Likelihood",
+    "LogVariance",
     "MarginalLikelihood",
     "NegativeBinomialLikelihood",
     "NoisingProcess",
@@ -97,6 +103,7 @@ __all__ = [
     "Posterior",
     "Prior",
     "Product",
+    "Reweighted",
     "ReweightedWakeSleep",
     "Schedule",
     "Section",
@@ -104,11 +111,14 @@ __all__ = [
     "SplinePosterior",
     "StandardGaussian",
     "SwissRoll",
+    "Target",
+    "Tempered",
     "Trainer",
     "TrainingError",
     "Update",
     "WakeSleep",
     "WarmUp",
+    "WeightedDraws",
     "Weights",
     "__version__",
     "as_likelihood",

@@ -1,0 +1,389 @@
+"""A fixed target: an unnormalised density γ(z) without data, its normaliser Z = ∫ γ(z) dz, and draws of γ/Z.
+
+It is the model with a broad Gaussian base as its prior and γ over the base as its likelihood,
+
+    p(u) = N(0, I),    log p(x | u) = log γ(z(u)) + log |det ∂z/∂u| − log p(u),    z(u) = T(s u + m),
+
+of one observation x that says nothing, so that the evidence log p(x) is log Z and the posterior is γ/Z. Every
+posterior, objective and bound is then that of every other model here. T is the bijection onto the support (`supports`).
+
+Sources: Owen, Monte Carlo Theory, Methods and Examples, chapter 9, for importance sampling; Kong, 1992, for the
+effective sample size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn, Self, final
+
+import torch
+from torch import Tensor, nn
+from torch.distributions.constraints import Constraint
+
+from ddvi import checkpoint
+from ddvi.devices import make_fabric
+from ddvi.errors import InputError
+from ddvi.fitted import Estimate, FittedPosterior
+from ddvi.likelihoods import Likelihood
+from ddvi.model import LatentVariableModel
+from ddvi.objectives.base import Objective
+from ddvi.objectives.reweighted import Reweighted, effective_share, propose, resample
+from ddvi.own import PosteriorMaker, assembled, settings_of, stored
+from ddvi.posteriors.base import Posterior
+from ddvi.posteriors.gaussian import GaussianHead
+from ddvi.priors import Prior, StandardGaussian
+from ddvi.randomness import derive_seed, seeded
+from ddvi.settings import Settings, convert
+from ddvi.supports import Bijection, section
+from ddvi.training import Listener, Phase, Schedule, Trainer
+
+_STEPS_PER_EPOCH = 100
+_ROWS_AT_ONCE = 50_000
+
+Density = Callable[[Tensor], Tensor]
+"""log γ: from z (N, *latent) to (N,)."""
+
+
+@final
+class Factor(Likelihood):
+    """γ over the base as a likelihood, see the module: the same for every x.
+
+    Args:
+        log_joint: log γ.
+        bijection: from u to z.
+        base: p(u).
+    """
+
+    def __init__(self, log_joint: Density, bijection: Bijection, base: Prior) -> None:
+        super().__init__()
+        self.log_joint = log_joint
+        self.bijection = bijection
+        self.base = base
+        self.event_shape = torch.Size([1])
+
+    def forward(self, z: Tensor) -> NoReturn:
+        raise InputError("a fixed target has no observations to draw; use sample, or a ddvi.Inference with data")
+
+    def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        rows = z.reshape(-1, z.shape[-1])
+        value = self.log_joint(self.bijection(rows)) + self.bijection.log_volume(rows) - self.base.log_prob(rows)
+        return value.reshape(z.shape[:-1])
+
+    def pairwise_log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        return self.log_prob(x, z).expand(len(x), -1)
+
+
+@final
+class Constant(nn.Module):
+    """The encoder of what says nothing: x (B, *event) to ones (B, 1)."""
+
+    out_features = 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ones_like(x.flatten(1)[:, :1])
+
+
+class WeightedDraws(NamedTuple):
+    """K draws of what approximates a target, with their weights.
+
+    Source: Owen, chapter 9.
+
+    Example:
+        >>> draws = WeightedDraws(torch.zeros(4, 2), torch.tensor([0.0, 0.0, 0.0, -torch.inf]))
+        >>> round(draws.effective_samples, 3), draws.log_evidence.samples
+        (3.0, 4)
+    """
+
+    z: Tensor
+    """(K, *latent)."""
+    log_weight: Tensor
+    """log γ(z) + log r(a | z) − log q(z, a), (K,), in nats."""
+
+    @property
+    def log_evidence(self) -> Estimate:
+        """log Z ≈ log 1/K Σ_k w_k: unbiased for Z, so low for log Z; the standard error is that of the delta method."""
+        samples = len(self.log_weight)
+        value = self.log_weight.logsumexp(0) - math.log(samples)
+        return Estimate(value, (self.log_weight - value).exp().std() / math.sqrt(samples), samples)
+
+    @property
+    def effective_samples(self) -> float:
+        """(Σ w)² / Σ w², how many draws of the target these are worth: 1 to K."""
+        return float(effective_share(self.log_weight)) * len(self.log_weight)
+
+    def resample(self, count: int, seed: int = 0) -> Tensor:
+        """`count` of the draws, in proportion to weight, by systematic resampling: (count, *latent)."""
+        with seeded(seed, "resample"):
+            return self.z[resample(self.log_weight[:, None], count)[:, 0]]
+
+
+@final
+class FittedTarget:
+    """What has been learnt about a target, as `Target.posterior` gives it.
+
+    Random numbers come from torch's global state; with `seed` from a state of their own, and the caller's stays as it
+    is.
+
+    Args:
+        model: the trained model, over u (B, D).
+        bijection: from u to z.
+
+    Source: that of the module.
+
+    Example:
+        >>> target = ddvi.Target(lambda z: -z.square().sum(-1), 2, steps=2).fit(steps=20)
+        >>> target.posterior().sample((5,)).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(self, model: LatentVariableModel, bijection: Bijection) -> None:
+        self.model = model
+        self.bijection = bijection
+        self._alone = FittedPosterior(model, bijection, bijection.location.new_zeros(1, 1))
+        self._axis = -1 - len(bijection.event_shape)
+
+    def sample(self, sample_shape: tuple[int, ...] = (), seed: int | None = None) -> Tensor:
+        """Draws z ~ q: (*sample_shape, *latent)."""
+        return self._alone.sample(sample_shape, seed).squeeze(self._axis)
+
+    def log_prob(self, z: Tensor, samples: int = 100, seed: int | None = None) -> Estimate:
+        """log q(z) of z (*, *latent), importance-sampled over the chain: see `FittedPosterior.log_prob`.
+
+        Raises:
+            InputError: z has another shape or lies outside of the support.
+        """
+        shape = self.bijection.event_shape
+        if z.shape[z.dim() - len(shape) :] != shape:
+            raise InputError(f"z has shape {tuple(z.shape)}, but (*, {', '.join(map(str, shape))}) is needed")
+        value, error, samples = self._alone.log_prob(z.unsqueeze(self._axis), samples, seed)
+        return Estimate(value.squeeze(-1), error.squeeze(-1), samples)
+
+    def elbo(self, samples: int = 10_000, seed: int | None = None) -> Estimate:
+        """E_q[ log γ(z) + log r(a | z) − log q(z, a) ] ≤ log Z, the mean over K = `samples` draws."""
+        value, error, samples = self._alone.elbo(samples, seed)
+        return Estimate(value[0], error[0], samples)
+
+    def log_evidence(self, samples: int = 10_000, seed: int | None = None) -> Estimate:
+        """log Z and its standard error, by importance sampling with K = `samples` draws; see `weighted`."""
+        return self.weighted(samples, seed).log_evidence
+
+    def weighted(self, samples: int = 10_000, seed: int | None = None, base_share: float = 0.0) -> WeightedDraws:
+        """K = `samples` draws with their weights.
+
+        Args:
+            samples: K, at least 2.
+            seed: of the draws.
+            base_share: how many of them come from the base, in [0, 1), and are weighted as draws of the mixture: so
+                that no part of the target is without draws, where there are few dimensions.
+
+        Raises:
+            InputError: an argument is out of range.
+        """
+        if samples < 2 or not 0 <= base_share < 1:
+            raise InputError(f"samples={samples} is at least 2, base_share={base_share} in [0, 1); correct them")
+        x, one = self._alone.x, self._alone.conditional
+        portions = [_ROWS_AT_ONCE] * (samples // _ROWS_AT_ONCE) + [samples % _ROWS_AT_ONCE or _ROWS_AT_ONCE]
+        portions = portions if samples % _ROWS_AT_ONCE else portions[:-1]
+        with contextlib.nullcontext() if seed is None else seeded(seed, "weighted"):
+            parts = [propose(self.model, one, x, count, base_share) for count in portions]
+        z = torch.cat([self.bijection(part.z[:, 0]) for part in parts])
+        return WeightedDraws(z, torch.cat([part.log_weight()[:, 0] for part in parts]))
+
+
+@final
+class Target:
+    """Learns an unnormalised density γ(z): draws of γ/Z, and an estimate of log Z, where there are no data.
+
+        target = ddvi.Target(log_joint, 2, scale=20.0).fit()
+        target.posterior().log_evidence()
+
+    Args:
+        log_joint: log γ: a torch function, or a module, from z (N, *latent) to (N,); it may be −∞, and is
+            differentiated by `ELBO` alone.
+        shape: of one z: a number of dimensions, or a shape.
+        posterior: a method's name (`ddvi list`), a `Posterior` over unconstrained latents of D entries whose encoder
+            takes ones (B, 1), or a function (encoder, D) to one.
+        objective: an `Objective`; by default `Reweighted()`. `ELBO(samples=256, path_gradient=True)` is the reverse
+            Kullback–Leibler divergence, and `Tempered` anneals it.
+        support: of z, a torch constraint; all real numbers by default.
+        location: centre m of the base, in unconstrained space: a number, or one for each of D entries.
+        scale: its standard deviation s, likewise. The base should cover all that counts: better too broad.
+        seed: of everything random; the caller's random state is left as it is.
+        device: "cpu", "cuda", "mps" or "auto".
+        settings: any that the posterior takes (`steps`, `denoiser_size`, `flow_layers`, …).
+
+    Raises:
+        InputError: a name, an object or a setting can't be used, or log_joint isn't sound on draws of the base.
+
+    Sources: that of the module; Piriyakulkij et al., AAAI 2025, for the posterior.
+
+    Example:
+        >>> from torch.distributions import Gamma, constraints
+        >>> log_joint = lambda rate: 2.0 + Gamma(3.0, 1.0).log_prob(rate).sum(-1)
+        >>> target = Target(log_joint, 1, support=constraints.positive, steps=2).fit(steps=100)
+        >>> bool((target.posterior().log_evidence(1000, seed=1).value - 2.0).abs() < 0.2)
+        True
+    """
+
+    def __init__(
+        self,
+        log_joint: Density,
+        shape: int | tuple[int, ...],
+        posterior: str | Posterior | PosteriorMaker = "ddvi",
+        objective: Objective | None = None,
+        *,
+        support: Constraint | None = None,
+        location: float | Tensor = 0.0,
+        scale: float | Tensor = 1.0,
+        seed: int = 0,
+        device: str = "cpu",
+        **settings: Any,
+    ) -> None:
+        self.objective: Objective = Reweighted() if objective is None else objective
+        for name in ("hidden_size", "dropout", "sleep_levels", "prior_denoiser"):
+            if name in settings:
+                raise InputError(f"{name} has no effect on a fixed target; leave it out")
+        self._given = posterior
+        self.settings: Settings = settings_of(posterior, self.objective, {"seed": seed, "device": device, **settings})
+        shape = torch.Size([shape] if isinstance(shape, int) else shape)
+        self.bijection = Bijection([section(support, shape, "z")])
+        """From unconstrained u (*, D) to z (*, *latent)."""
+        _place(self.bijection, location, scale)
+        self.log_joint = log_joint
+        self.history: list[dict[str, Any]] = []
+        """A row for each 100 steps: the terms of the loss."""
+        base = StandardGaussian(self.bijection.size)
+        with seeded(seed, "target"):
+            self.model = self._build(base)
+        """The model over u, for whatever isn't here."""
+        self._fabric = make_fabric(self.settings)
+        self._fabric.to_device(self.model)
+        _check(self.model, log_joint, self.bijection)
+
+    def _build(self, base: Prior) -> LatentVariableModel:
+        plain = dataclasses.replace(self.settings, prior_denoiser=False)
+        factor = Factor(self.log_joint, self.bijection, base)
+        model = assembled(base, factor, self._given, Constant(), plain)
+        if not model.posterior.has_density:
+            raise InputError("this posterior has no density, and a fixed target is nothing else; take another one")
+        if not isinstance(self._given, Posterior):
+            for module in model.posterior.modules():
+                if isinstance(module, GaussianHead):  # begin at the base
+                    nn.init.zeros_(module.weight)
+                    nn.init.zeros_(module.bias)
+        return model
+
+    def fit(self, steps: int = 4000, *, lr: float = 1e-3, listener: Listener | None = None) -> Self:
+        """Learn. Called again it goes on from where it stood, with a fresh optimiser.
+
+        Args:
+            steps: updates; in hundreds, rounded up, from the first hundred on.
+            lr: Adam's learning rate, which falls to 0 along a cosine.
+            listener: who watches.
+
+        Raises:
+            InputError: an argument can't be used.
+            Interrupted: Ctrl-C; what has been learnt by then stays.
+            TrainingError: loss or gradient weren't finite three times in a row.
+        """
+        if steps < 1:
+            raise InputError(f"steps={steps} is too few; give at least 1")
+        rows, before = min(steps, _STEPS_PER_EPOCH), len(self.history)
+        seed = derive_seed(self.settings.seed, "fit", before)
+        phase = Phase(math.ceil(steps / rows), self.objective, frozenset({"likelihood", "prior"}))
+        schedule = Schedule((phase,), 1, convert("lr", lr), seed=seed)
+        nothing = torch.zeros(rows, 1)  # a step is a batch of one observation that says nothing
+        trainer = Trainer(self.model, schedule, nothing, fabric=self._fabric, listener=listener)
+        try:
+            trainer.fit()
+        finally:
+            self.model.eval()
+            self.history += [row | {"epoch": before + row["epoch"]} for row in trainer.state.history]
+        return self
+
+    def posterior(self) -> FittedTarget:
+        """q as it has been learnt by now; before `fit` it is the base."""
+        return FittedTarget(self.model.eval(), self.bijection)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write weights and plain settings to a safetensors file; nothing that would be unpickled."""
+        facts = {
+            "settings": stored(self.settings, self._given, self.objective),
+            "latent": list(self.bijection.event_shape),
+            "given": not isinstance(self._given, str),
+            "history": self.history,
+        }
+        tensors = {f"posterior/{name}": value for name, value in self.model.posterior.state_dict().items()}
+        tensors |= {"location": self.bijection.location, "scale": self.bijection.scale}
+        checkpoint.save(Path(path), tensors, {"target": facts})
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        log_joint: Density,
+        *,
+        posterior: Posterior | PosteriorMaker | None = None,
+        objective: Objective | None = None,
+        support: Constraint | None = None,
+        device: str = "cpu",
+    ) -> Self:
+        """What `save` wrote. Objects that were given to `Target` are given again.
+
+        Raises:
+            InputError: the file is missing, damaged or of something else, or a posterior is missing or doesn't fit.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise InputError(f"there is no file {path}; give one that Target.save wrote")
+        tensors, facts = checkpoint.load(path)
+        if "target" not in facts:
+            raise InputError(f"{path} isn't a target that was saved; use what wrote it")
+        facts = facts["target"]
+        if facts["given"] != (posterior is not None):
+            verb = "with" if facts["given"] else "without"
+            raise InputError(f"{path} was learnt {verb} posterior=; give load what Target was given")
+        named = facts["settings"]
+        method = named.pop("posterior")
+        for name in ("objective", "hidden_size", "dropout", "sleep_levels", "prior_denoiser"):
+            named.pop(name, None)
+        place = {"location": tensors.pop("location"), "scale": tensors.pop("scale")}
+        options = {"support": support, "device": device, **place, **named}
+        target = cls(log_joint, tuple(facts["latent"]), posterior or method, objective, **options)
+        weights = {name.removeprefix("posterior/"): value for name, value in tensors.items()}
+        checkpoint.load_weights(target.model.posterior, weights, path)
+        target.history = facts["history"]
+        return target
+
+
+def _place(bijection: Bijection, location: float | Tensor, scale: float | Tensor) -> None:
+    """Give the bijection the base's location and scale."""
+    for name, given in (("location", location), ("scale", scale)):
+        value = torch.as_tensor(given, dtype=bijection.location.dtype)
+        if value.shape not in {torch.Size([]), bijection.location.shape}:
+            raise InputError(
+                f"{name} has shape {tuple(value.shape)}; give a number, or one for each of {bijection.size}"
+            )
+        if not value.isfinite().all() or (name == "scale" and (value <= 0).any()):
+            raise InputError(f"{name} isn't {'positive and finite' if name == 'scale' else 'finite'}; correct it")
+        getattr(bijection, name).copy_(value)
+
+
+@torch.no_grad()
+def _check(model: LatentVariableModel, log_joint: Density, bijection: Bijection) -> None:
+    """Refuse at once a log_joint that would fail in the first step."""
+    with seeded(0, "check"):
+        z = bijection(model.prior.sample((64,)))
+    value = log_joint(z)
+    if not isinstance(value, Tensor) or value.shape != (64,):
+        given = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise InputError(f"log_joint of z {tuple(z.shape)} gives {given}; make it a tensor, one number for each z")
+    if bool(value.isnan().any() | (value == torch.inf).any()):
+        raise InputError("log_joint is NaN or +∞ at draws of the base; make it finite, or −∞ where there is no mass")
+    if not bool((value > -torch.inf).any()):
+        raise InputError("log_joint is −∞ at all 64 draws of the base; move it by location= and scale=")
