@@ -1,7 +1,7 @@
 """Fixed targets with known truth: log Z, and the weight of every mode, beside what is learnt.
 
     python benchmarks/targets.py                        # all, as the table in docs/fixed_targets.md
-    python benchmarks/targets.py mixture moons --steps 2000 --posterior nsf_vae --json
+    python benchmarks/targets.py mixture moons --by reweighted --steps 2000 --posterior nsf_vae --json
 
 | target | D | log γ |
 |---|---|---|
@@ -53,8 +53,8 @@ class Known:
     weights: Tensor
     """Of the modes, (modes,)."""
     steps: int
-    settings: dict[str, Any]
-    objective: ddvi.Objective
+    particles: int = 30_000
+    moves: int = 10
 
 
 def mixture() -> Known:
@@ -68,7 +68,7 @@ def mixture() -> Known:
         return torch.cdist(z, centres.to(z)).argmin(-1, keepdim=True) == torch.arange(len(centres))
 
     weights = _on_grid(log_joint, modes, 46.0)[1]
-    return Known(log_joint, 2, 25.0, 0.0, 0.1, modes, weights, 8000, {}, ddvi.Reweighted(2048, 512))
+    return Known(log_joint, 2, 25.0, 0.0, 0.1, modes, weights, 8000)
 
 
 def moons() -> Known:
@@ -78,7 +78,7 @@ def moons() -> Known:
         return -0.5 * ring.square() + (-0.5 * (sides / 0.3).square()).logsumexp(-1)
 
     log_evidence, weights = _on_grid(log_joint, _signs, 5.0)
-    return Known(log_joint, 2, 2.0, log_evidence, 0.1, _signs, weights, 3000, {}, ddvi.Reweighted())
+    return Known(log_joint, 2, 2.0, log_evidence, 0.1, _signs, weights, 3000)
 
 
 def banana() -> Known:
@@ -86,7 +86,7 @@ def banana() -> Known:
         first, second = z.unbind(-1)
         return Normal(0.0, 10.0).log_prob(first) + Normal(3 - 0.03 * first.square(), 1.0).log_prob(second)
 
-    return Known(log_joint, 2, 15.0, 0.0, 0.1, _signs, torch.tensor([0.5, 0.5]), 3000, {}, ddvi.Reweighted())
+    return Known(log_joint, 2, 15.0, 0.0, 0.1, _signs, torch.tensor([0.5, 0.5]), 3000)
 
 
 def funnel() -> Known:
@@ -94,7 +94,7 @@ def funnel() -> Known:
         neck, others = z[..., :1], z[..., 1:]
         return Normal(0.0, 3.0).log_prob(neck)[..., 0] + Normal(0.0, (neck / 2).exp()).log_prob(others).sum(-1)
 
-    return Known(log_joint, 10, 5.0, 0.0, 0.3, _signs, torch.tensor([0.5, 0.5]), 8000, {}, ddvi.Reweighted(2048, 512))
+    return Known(log_joint, 10, 5.0, 0.0, 0.3, _signs, torch.tensor([0.5, 0.5]), 4000, 50_000, 40)
 
 
 def many_well(size: int) -> Known:
@@ -114,13 +114,13 @@ def many_well(size: int) -> Known:
             return 2 * (z[:, :1] > 0) + (z[:, 2:3] > 0) == torch.arange(4)
 
         weights = (single[:, None] * single).flatten()
-        return Known(log_joint, size, 1.5, log_evidence, 0.3, modes, weights, 4000, {}, ddvi.Reweighted())
+        return Known(log_joint, size, 1.5, log_evidence, 0.3, modes, weights, 4000)
 
     def wells(z: Tensor) -> Tensor:
         return torch.cat([z[:, ::2] < 0, z[:, ::2] > 0], -1)
 
     weights = single.repeat_interleave(size // 2)
-    return Known(log_joint, size, 1.5, log_evidence, 0.3, wells, weights, 10_000, {}, ddvi.Reweighted(2048, 512))
+    return Known(log_joint, size, 1.5, log_evidence, 0.3, wells, weights, 5000, 100_000, 30)
 
 
 def _signs(z: Tensor) -> Tensor:
@@ -148,13 +148,22 @@ TARGETS: dict[str, Callable[[], Known]] = {
 }
 
 
-def learn(known: Known, posterior: str, steps: int | None, lr: float, seed: int, **settings: Any) -> ddvi.Target:
+TRAININGS: dict[str, ddvi.Objective | None] = {
+    "annealed": None,
+    "reweighted": ddvi.Reweighted(),
+    "log_variance": ddvi.LogVariance(),
+    "reverse_kl": ddvi.ELBO(256, path_gradient=True),
+    "tempered": ddvi.Tempered(ddvi.ELBO(256, path_gradient=True)),
+}
+
+
+def learn(known: Known, posterior: str, by: str, steps: int | None, lr: float, seed: int) -> ddvi.Target:
     """A target that has been trained."""
-    options = (known.settings if posterior == "ddvi" else {}) | settings
-    target = ddvi.Target(
-        known.log_joint, known.size, posterior, known.objective, scale=known.scale, seed=seed, **options
-    )
-    return target.fit(steps or known.steps, lr=lr)
+    steps = steps or known.steps
+    target = ddvi.Target(known.log_joint, known.size, posterior, TRAININGS[by], scale=known.scale, seed=seed)
+    if by == "annealed":
+        return target.fit_annealed(known.particles, moves=known.moves, steps=steps, lr=lr)
+    return target.fit(steps, lr=lr)
 
 
 def measure(known: Known, target: ddvi.Target, seed: int = 0) -> dict[str, Any]:
@@ -184,6 +193,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=", ".join(TARGETS))
     parser.add_argument("--posterior", default="ddvi", help="a method's name")
+    parser.add_argument("--by", default="annealed", choices=TRAININGS, help="how it is trained")
     parser.add_argument("--steps", type=int, help="instead of each target's own number")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -197,7 +207,7 @@ def main(arguments: list[str] | None = None) -> None:
         print("|---|---|---|---|---|---|---|---|---|---|")
     for name in options.targets or TARGETS:
         known, started = TARGETS[name](), time.monotonic()
-        target = learn(known, options.posterior, options.steps, options.lr, options.seed)
+        target = learn(known, options.posterior, options.by, options.steps, options.lr, options.seed)
         row = {"target": name, **measure(known, target), "seconds": time.monotonic() - started}
         print(json.dumps(row) if options.json else _line(row), flush=True)
 

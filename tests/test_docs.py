@@ -29,6 +29,8 @@ PAGES = (
     "docs/architecture.md",
     "docs/report.md",
     "docs/own_model.md",
+    "docs/fixed_targets.md",
+    "docs/pyro.md",
     "docs/sklearn.md",
     "docs/methods/semi_supervised.md",
 )
@@ -93,6 +95,24 @@ def test_the_page_on_own_models_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     evidence, bound = names["evidence"].log_likelihood, names["bound"].double()
     assert (evidence - bound).mean() > 0
     assert evidence.mean() > -64 * torch.tensor(2.0).log(), "a fair coin for each pixel does better"
+
+
+@pytest.mark.slow
+def test_the_page_on_fixed_targets_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = execute("docs/fixed_targets.md")
+    assert abs(names["evidence"].value - 0.804) < 0.1, "by quadrature"
+    assert abs((names["z"][:, 0] > 0).float().mean() - 0.5) < 0.06
+    assert names["again"].history == names["target"].history
+
+
+@pytest.mark.slow
+def test_the_page_on_pyro_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyro")
+    monkeypatch.chdir(tmp_path)
+    names = execute("docs/pyro.md")
+    assert names["draws"]["effect"].shape[0] == 500
+    assert (names["low"] < names["high"]).all()
 
 
 @pytest.mark.slow

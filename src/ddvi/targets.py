@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.distributions.constraints import Constraint
 
 from ddvi import checkpoint
+from ddvi.annealing import anneal
 from ddvi.devices import make_fabric
 from ddvi.errors import InputError
 from ddvi.fitted import Estimate, FittedPosterior
@@ -33,6 +34,7 @@ from ddvi.likelihoods import Likelihood
 from ddvi.model import LatentVariableModel
 from ddvi.objectives.base import Objective
 from ddvi.objectives.reweighted import Reweighted, effective_share, propose, resample
+from ddvi.objectives.wake_sleep import Sleep
 from ddvi.own import PosteriorMaker, assembled, settings_of, stored
 from ddvi.posteriors.base import Posterior
 from ddvi.posteriors.gaussian import GaussianHead
@@ -293,12 +295,59 @@ class Target:
         """
         if steps < 1:
             raise InputError(f"steps={steps} is too few; give at least 1")
-        rows, before = min(steps, _STEPS_PER_EPOCH), len(self.history)
+        rows = min(steps, _STEPS_PER_EPOCH)
+        return self._train(self.objective, None, rows, math.ceil(steps / rows), 1, lr, listener)
+
+    def fit_annealed(
+        self,
+        particles: int = 20_000,
+        *,
+        moves: int = 10,
+        steps: int = 4000,
+        batch_size: int = 256,
+        lr: float = 1e-3,
+        listener: Listener | None = None,
+    ) -> Self:
+        """Learn from particles that have been taken along a tempered path from the base: `annealing`, then `Sleep`.
+
+        Finds what lies far apart in many dimensions, where weighted draws are too few; log_joint is differentiated.
+        What the particles have wrong `fit` can put right afterwards.
+
+        Args:
+            particles: their number N, at least `batch_size`.
+            moves: Langevin steps of each at every temperature.
+            steps: updates, in whole passes over the particles.
+            batch_size: particles per update.
+            lr: as in `fit`.
+            listener: who watches.
+
+        Raises:
+            InputError: an argument can't be used.
+            Interrupted, TrainingError: as `fit`.
+        """
+        if not 1 <= batch_size <= particles:
+            raise InputError(f"batch_size={batch_size} doesn't fit {particles} particles; give 1 to {particles}")
+        with seeded(self.settings.seed, "anneal", len(self.history)):
+            drawn = anneal(self.model, self.bijection.location.new_zeros(1, 1), particles, moves)
+        passes = math.ceil(steps / math.ceil(particles / batch_size))
+        return self._train(Sleep(), drawn.z, particles, passes, batch_size, lr, listener)
+
+    def _train(
+        self,
+        objective: Objective,
+        z: Tensor | None,
+        rows: int,
+        passes: int,
+        batch_size: int,
+        lr: float,
+        listener: Listener | None,
+    ) -> Self:
+        before = len(self.history)
         seed = derive_seed(self.settings.seed, "fit", before)
-        phase = Phase(math.ceil(steps / rows), self.objective, frozenset({"likelihood", "prior"}))
-        schedule = Schedule((phase,), 1, convert("lr", lr), seed=seed)
-        nothing = torch.zeros(rows, 1)  # a step is a batch of one observation that says nothing
-        trainer = Trainer(self.model, schedule, nothing, fabric=self._fabric, listener=listener)
+        phase = Phase(passes, objective, frozenset({"likelihood", "prior"}))
+        schedule = Schedule((phase,), batch_size, convert("lr", lr), seed=seed)
+        nothing = torch.zeros(rows, 1)  # observations that say nothing
+        trainer = Trainer(self.model, schedule, nothing, fabric=self._fabric, listener=listener, train_z=z)
         try:
             trainer.fit()
         finally:
