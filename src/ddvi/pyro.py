@@ -14,6 +14,7 @@ the posterior; Bingham et al., Pyro, 2019.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
@@ -51,18 +52,14 @@ class PathDistribution(TorchDistribution):
         conditional: q(u, a), of batch shape (1,).
         size: D.
         batch_shape: of independent draws.
-        location: m and
-        scale: s of the unconstrained values m + s u that are drawn.
+        location: m of the unconstrained values m + u that are drawn.
     """
 
     has_rsample = True
 
-    def __init__(
-        self, conditional: Conditional, size: int, location: Tensor, scale: Tensor, batch_shape: Sequence[int] = ()
-    ) -> None:
+    def __init__(self, conditional: Conditional, size: int, location: Tensor, batch_shape: Sequence[int] = ()) -> None:
         self.conditional = conditional
         self.location = location
-        self.scale = scale
         self._last: tuple[Tensor, Tensor] | None = None
         super().__init__(torch.Size(batch_shape), torch.Size([size]), validate_args=False)
 
@@ -78,23 +75,23 @@ class PathDistribution(TorchDistribution):
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> PathDistribution:
         (size,) = self.event_shape
-        return PathDistribution(self.conditional, size, self.location, self.scale, batch_shape)
+        return PathDistribution(self.conditional, size, self.location, batch_shape)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """(*sample_shape, *batch_shape, D)."""
         shape = torch.Size(sample_shape) + self.batch_shape
         drawn = self.conditional.draw((shape.numel(),))
-        value = (self.location + self.scale * drawn.z[:, 0]).reshape(*shape, -1)
-        self._last = value, (drawn.log_ratio[:, 0] - self.scale.log().sum()).reshape(shape)
+        value = (self.location + drawn.z[:, 0]).reshape(*shape, -1)
+        self._last = value, drawn.log_ratio[:, 0].reshape(shape)
         return value
 
     def log_prob(self, value: Tensor) -> Tensor:
         """(*sample_shape, *batch_shape), in nats."""
         if self._last is not None and value is self._last[0]:
             return self._last[1]
-        rows = ((value - self.location) / self.scale).reshape(-1, 1, self.event_shape[0])
+        rows = (value - self.location).reshape(-1, 1, self.event_shape[0])
         scored, _ = self.conditional.log_prob(rows, _SCORING_DRAWS)
-        return scored[:, 0].reshape(value.shape[:-1]) - self.scale.log().sum()
+        return scored[:, 0].reshape(value.shape[:-1])
 
 
 @final
@@ -146,7 +143,6 @@ class AutoDiffusion(AutoContinuous):
     """
 
     location: Tensor
-    scale: Tensor
 
     def __init__(
         self,
@@ -178,7 +174,6 @@ class AutoDiffusion(AutoContinuous):
         super()._setup_prototype(*args, **kwargs)
         location = self._init_loc()
         self.register_buffer("location", location)
-        self.register_buffer("scale", torch.full_like(location, self.init_scale))
         maker, settings = self._maker
         size: Any = 1 if self.encoder is None else self.encoder.out_features
         made = maker(Given(size), self.latent_dim, **settings)
@@ -187,7 +182,8 @@ class AutoDiffusion(AutoContinuous):
         for module in made.modules():
             if isinstance(module, GaussianHead):  # begin at N(m, s²)
                 nn.init.zeros_(module.weight)
-                nn.init.zeros_(module.bias)
+                nn.init.zeros_(module.bias[: self.latent_dim])
+                nn.init.constant_(module.bias[self.latent_dim :], 2 * math.log(self.init_scale))
         self.posterior = made.to(location)
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> PathDistribution:
@@ -196,7 +192,7 @@ class AutoDiffusion(AutoContinuous):
         seen = self.location.new_ones(1, 1)
         if self.encoder is not None:
             seen = self.encoder(*args, **kwargs).reshape(1, -1)
-        return PathDistribution(self.posterior(seen), self.latent_dim, self.location, self.scale)
+        return PathDistribution(self.posterior(seen), self.latent_dim, self.location)
 
     @torch.no_grad()
     def _drawn(self, *args: Any, **kwargs: Any) -> Tensor:
