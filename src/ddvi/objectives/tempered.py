@@ -64,7 +64,7 @@ class Tempered(Objective):
     Sources: Neal, 2001; Rezende and Mohamed, 2015.
 
     Example:
-        >>> Tempered(LogVariance(), rise=0.8).exponent(0.4)
+        >>> Tempered(ddvi.LogVariance(), rise=0.8).exponent(0.4)
         0.5
     """
 
