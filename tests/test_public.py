@@ -40,6 +40,7 @@ def test_a_public_name_is_there_and_says_what_it_is(name):
         "ddvi.sklearn",
         "ddvi.supports",
         "ddvi.targets",
+        "ddvi.weighted",
     ],
 )
 def test_the_examples_in_docstrings_are_true(module):

@@ -58,8 +58,9 @@ from .priors import (
 )
 from .randomness import seeded
 from .supports import Bijection, Product, Section
-from .targets import FittedTarget, Target, WeightedDraws
+from .targets import Target
 from .training import Interrupted, Phase, Schedule, Trainer
+from .weighted import FittedTarget, WeightedDraws
 
 __all__ = [
     "ELBO",
