@@ -91,6 +91,24 @@ def test_the_page_on_own_models_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
+def test_the_page_on_fixed_targets_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = execute("docs/fixed_targets.md")
+    assert abs(names["evidence"].value - 0.804) < 0.1, "by quadrature"
+    assert abs((names["z"][:, 0] > 0).float().mean() - 0.5) < 0.06
+    assert names["again"].history == names["target"].history
+
+
+@pytest.mark.slow
+def test_the_page_on_pyro_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyro")
+    monkeypatch.chdir(tmp_path)
+    names = execute("docs/pyro.md")
+    assert names["draws"]["effect"].shape[0] == 500
+    assert (names["low"] < names["high"]).all()
+
+
+@pytest.mark.slow
 def test_the_page_on_scikit_learn_runs() -> None:
     names = execute("docs/sklearn.md")
     assert names["embedding"].columns.tolist() == ["ddvi0", "ddvi1"]

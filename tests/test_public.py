@@ -49,6 +49,11 @@ def test_the_examples_in_docstrings_are_true(module, names):
     assert not found.failed
 
 
+def test_the_example_of_the_guide_is_true():
+    pytest.importorskip("pyro")
+    test_the_examples_in_docstrings_are_true("ddvi.pyro")
+
+
 def test_what_the_stub_imports_is_what_it_makes_public():
     stub = ast.parse(Path(ddvi.__file__).with_suffix(".pyi").read_text())
     imported = [alias.name for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names]
@@ -65,11 +70,22 @@ def test_a_name_that_is_not_public_is_refused():
 def test_importing_the_package_imports_nothing_heavy():
     code = "import sys, ddvi; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    heavy = {"torch", "numpy", "rich", "matplotlib", "omegaconf", "sklearn", "zuko", "lightning_fabric", "pooch"}
+    heavy = {
+        "torch",
+        "numpy",
+        "rich",
+        "matplotlib",
+        "omegaconf",
+        "sklearn",
+        "zuko",
+        "lightning_fabric",
+        "pooch",
+        "pyro",
+    }
     assert not heavy & set(modules.stdout.split())
 
 
 def test_the_library_needs_neither_plotting_nor_command_line_packages():
     code = "import sys, ddvi; [getattr(ddvi, name) for name in ddvi.__all__]; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert not {"rich", "matplotlib", "omegaconf", "sklearn", "pooch"} & set(modules.stdout.split())
+    assert not {"rich", "matplotlib", "omegaconf", "sklearn", "pooch", "pyro"} & set(modules.stdout.split())

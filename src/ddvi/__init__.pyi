@@ -23,10 +23,13 @@ from .objectives import (
     Adversarial,
     Batch,
     ImportanceWeighted,
+    LogVariance,
     MarginalLikelihood,
     Objective,
+    Reweighted,
     ReweightedWakeSleep,
     Sleep,
+    Tempered,
     Update,
     WakeSleep,
     WarmUp,
@@ -56,7 +59,9 @@ from .priors import (
 from .randomness import seeded
 from .schedule import Phase, Schedule
 from .supports import Bijection, Product, Section
+from .targets import Target
 from .training import Interrupted, Trainer
+from .weighted import FittedTarget, WeightedDraws
 
 __all__ = [
     "ELBO",
@@ -75,6 +80,7 @@ __all__ = [
     "Evidence",
     "ExponentialFamily",
     "FittedPosterior",
+    "FittedTarget",
     "FlowPosterior",
     "GaussianLikelihood",
     "GaussianMixture",
@@ -88,6 +94,7 @@ __all__ = [
     "LatentVariableModel",
     "LessNoisySquare",
     "Likelihood",
+    "LogVariance",
     "MarginalLikelihood",
     "NegativeBinomialLikelihood",
     "NoisingProcess",
@@ -98,6 +105,7 @@ __all__ = [
     "Posterior",
     "Prior",
     "Product",
+    "Reweighted",
     "ReweightedWakeSleep",
     "Schedule",
     "Section",
@@ -105,11 +113,14 @@ __all__ = [
     "SplinePosterior",
     "StandardGaussian",
     "SwissRoll",
+    "Target",
+    "Tempered",
     "Trainer",
     "TrainingError",
     "Update",
     "WakeSleep",
     "WarmUp",
+    "WeightedDraws",
     "Weights",
     "__version__",
     "as_likelihood",

@@ -122,17 +122,33 @@ def build(
         plain = bijection.trivial
         seen = as_prior(prior if plain else Unconstrained(prior, bijection))
         score = as_likelihood(likelihood, event_shape, None if plain else bijection)
+    return assembled(seen, score, posterior, encoder, settings)
+
+
+def assembled(
+    prior: Prior,
+    likelihood: Likelihood,
+    posterior: str | Posterior | PosteriorMaker,
+    encoder: nn.Module,
+    settings: Settings,
+) -> LatentVariableModel:
+    """A fresh model around a prior and a likelihood over u (B, D).
+
+    Raises:
+        InputError: the posterior isn't one, or has another D.
+    """
     if isinstance(posterior, str):
-        return assemble(settings, seen, score, encoder)
-    made = posterior if isinstance(posterior, Posterior) else posterior(encoder, bijection.size)
+        return assemble(settings, prior, likelihood, encoder)
+    (size,) = prior.event_shape
+    made = posterior if isinstance(posterior, Posterior) else posterior(encoder, size)
     if not isinstance(made, Posterior):
         raise InputError(f"posterior made a {type(made).__name__}; let it return a ddvi.Posterior")
-    if made.latent_size != bijection.size:
+    if made.latent_size != size:
         raise InputError(
-            f"the posterior has latents of size {made.latent_size}, but those of the model have {bijection.size} once"
+            f"the posterior has latents of size {made.latent_size}, but those of the model have {size} once"
             " they are unconstrained; build it with that latent_size"
         )
-    return LatentVariableModel(seen, score, made)
+    return LatentVariableModel(prior, likelihood, made)
 
 
 def default_encoder(event_shape: torch.Size, counts: bool, settings: Settings, x: Tensor | None) -> nn.Module:

@@ -3,8 +3,11 @@
 from ddvi.objectives.adversarial import Adversarial
 from ddvi.objectives.base import Batch, DataObjective, Labelled, Objective, Update
 from ddvi.objectives.elbo import ELBO, ImportanceWeighted
+from ddvi.objectives.log_variance import LogVariance
 from ddvi.objectives.marginal import MarginalLikelihood
+from ddvi.objectives.reweighted import Reweighted
 from ddvi.objectives.semi_supervised import SemiSupervised
+from ddvi.objectives.tempered import Tempered
 from ddvi.objectives.wake_sleep import ReweightedWakeSleep, Sleep, WakeSleep
 from ddvi.objectives.warm_up import WarmUp
 
@@ -15,11 +18,14 @@ __all__ = [
     "DataObjective",
     "ImportanceWeighted",
     "Labelled",
+    "LogVariance",
     "MarginalLikelihood",
     "Objective",
+    "Reweighted",
     "ReweightedWakeSleep",
     "SemiSupervised",
     "Sleep",
+    "Tempered",
     "Update",
     "WakeSleep",
     "WarmUp",

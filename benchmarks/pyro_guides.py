@@ -1,0 +1,178 @@
+"""Pyro's guides beside AutoDiffusion: the bound, and the distance of draws from those of a NUTS run.
+
+    python benchmarks/pyro_guides.py                    # all models and guides, as a Markdown table
+    python benchmarks/pyro_guides.py banana funnel --steps 1000 --json
+
+Distances are energy distances, sqrt(2 E|X − Y| − E|X − X'| − E|Y − Y'|), of unconstrained latents in units of the run's
+standard deviations; `NUTS` is that of a second run from the first. Every guide takes the same number of steps, of as
+many particles.
+
+Sources: Rubin, 1981, for the eight schools; Haario et al., 1999, for the banana; Neal, 2003, for the funnel; Székely
+and Rizzo, 2013, for the distance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoContinuous, AutoIAFNormal, AutoMultivariateNormal, AutoNormal, init_to_median
+from torch import Tensor
+from torch.distributions import biject_to
+
+import ddvi
+from ddvi.pyro import AutoDiffusion
+from ddvi.randomness import generator
+
+DRAWS = 1000
+BOUND_DRAWS = 4000
+
+
+def eight_schools() -> None:
+    effects = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
+    errors = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
+    mean = pyro.sample("mean", dist.Normal(0.0, 5.0))
+    spread = pyro.sample("spread", dist.HalfCauchy(5.0))
+    effect = pyro.sample(
+        "effect", dist.Normal(mean.unsqueeze(-1), spread.unsqueeze(-1)).expand([*mean.shape, 8]).to_event(1)
+    )
+    pyro.sample("y", dist.Normal(effect, errors).to_event(1), obs=effects)
+
+
+def banana() -> None:
+    first = pyro.sample("first", dist.Normal(0.0, 1.0))
+    pyro.sample("second", dist.Normal(1.5 * first.square() - 1.5, 0.3))
+
+
+def funnel() -> None:
+    neck = pyro.sample("neck", dist.Normal(0.0, 3.0))
+    width = (neck / 2).exp().unsqueeze(-1)
+    pyro.sample("others", dist.Normal(0.0, width).expand([*neck.shape, 9]).to_event(1))
+
+
+def regression() -> None:
+    """y = sin 2x + noise at 30 places, by a network of 5 hidden units: 16 weights and the noise."""
+    x = torch.linspace(-2, 2, 30)
+    y = torch.sin(2 * x) + 0.2 * torch.randn(30, generator=generator(0, "regression"))
+    weights = pyro.sample("weights", dist.Normal(torch.zeros(16), 1.5).to_event(1))
+    noise = pyro.sample("noise", dist.HalfNormal(1.0))
+    inwards, bias, outwards, offset = weights.split([5, 5, 5, 1], -1)
+    hidden = torch.tanh(x[:, None] * inwards.unsqueeze(-2) + bias.unsqueeze(-2))
+    mean = (hidden * outwards.unsqueeze(-2)).sum(-1) + offset
+    pyro.sample("y", dist.Normal(mean, noise.unsqueeze(-1)).to_event(1), obs=y)
+
+
+MODELS: dict[str, Callable[[], None]] = {
+    "eight_schools": eight_schools,
+    "banana": banana,
+    "funnel": funnel,
+    "regression": regression,
+}
+GUIDES: dict[str, Callable[[Callable[[], None]], Any]] = {
+    "AutoNormal": AutoNormal,
+    "AutoMultivariateNormal": AutoMultivariateNormal,
+    "AutoIAFNormal": lambda model: AutoIAFNormal(model, hidden_dim=[64], num_transforms=2),
+    "AutoDiffusion": lambda model: AutoDiffusion(model, init_scale=1.0, steps=8),
+}
+
+
+def sites(model: Callable[[], None]) -> AutoContinuous:
+    """What packs a model's latent sites into one unconstrained vector."""
+    packer = AutoContinuous(model, init_loc_fn=init_to_median)
+    packer._setup_prototype()
+    return packer
+
+
+def packed(packer: AutoContinuous, values: dict[str, Tensor], count: int) -> Tensor:
+    """Sites, each (count, …), as unconstrained vectors (count, D)."""
+    found = packer.prototype_trace.iter_stochastic_nodes()
+    parts = [biject_to(site["fn"].support).inv(values[name]).reshape(count, -1) for name, site in found]
+    return torch.cat(parts, -1)
+
+
+def reference(model: Callable[[], None], packer: AutoContinuous, draws: int, warmup: int, seed: int) -> Tensor:
+    """Draws of a NUTS run, thinned to `DRAWS` (N, D)."""
+    pyro.set_rng_seed(seed)
+    run = MCMC(NUTS(model), num_samples=draws, warmup_steps=warmup, disable_progbar=True)
+    run.run()
+    drawn = packed(packer, run.get_samples(), draws)
+    return drawn[:: max(1, draws // DRAWS)][:DRAWS]
+
+
+def distance(x: Tensor, y: Tensor) -> float:
+    """The energy distance of two sets of draws (N, D)."""
+    within = sum(torch.cdist(v, v).sum() / (len(v) * (len(v) - 1)) for v in (x, y))
+    return math.sqrt(max(0.0, float(2 * torch.cdist(x, y).mean() - within)))
+
+
+def learn(name: str, model: Callable[[], None], steps: int, particles: int, lr: float, seed: int) -> Any:
+    """A guide that has been trained."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(seed)
+    guide = GUIDES[name](model)
+    optimizer = pyro.optim.ClippedAdam({"lr": lr, "lrd": 0.02 ** (1 / steps)})
+    svi = SVI(model, guide, optimizer, Trace_ELBO(particles, vectorize_particles=True, max_plate_nesting=0))
+    for _ in range(steps):
+        svi.step()
+    return guide
+
+
+def measure(guide: Any, model: Callable[[], None], packer: AutoContinuous, known: Tensor) -> dict[str, float]:
+    """Bound and distance of a trained guide."""
+    scale = known.std(0)
+    with torch.no_grad():
+        each = Trace_ELBO(BOUND_DRAWS, vectorize_particles=True, max_plate_nesting=0)
+        bound = -each.loss(model, guide)
+        drawn = [guide() for _ in range(len(known))]
+    values = {name: torch.stack([draw[name] for draw in drawn]) for name in drawn[0]}
+    return {"elbo": bound, "distance": distance(packed(packer, values, len(known)) / scale, known / scale)}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=", ".join(MODELS))
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--particles", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=1e-2)
+    parser.add_argument("--nuts", type=int, default=4000, help="draws of a NUTS run, after half as many to warm up")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="a line of JSON for each row")
+    options = parser.parse_args(arguments)
+    for name in options.models:
+        if name not in MODELS:
+            parser.error(f"unknown model {name}; choose from {', '.join(MODELS)}")
+    if not options.json:
+        print("| model | guide | ELBO | distance to NUTS | s |\n|---|---|---|---|---|")
+    with ddvi.seeded(options.seed, "guides"):
+        for model_name in options.models or MODELS:
+            model = MODELS[model_name]
+            packer = sites(model)
+            first, second = (reference(model, packer, options.nuts, options.nuts // 2, s) for s in (0, 1))
+            apart = distance(first / first.std(0), second / first.std(0))
+            _print({"model": model_name, "guide": "NUTS", "distance": apart}, options.json)
+            for name in GUIDES:
+                started = time.monotonic()
+                guide = learn(name, model, options.steps, options.particles, options.lr, options.seed)
+                row = measure(guide, model, packer, first)
+                row = {"model": model_name, "guide": name, **row, "seconds": time.monotonic() - started}
+                _print(row, options.json)
+
+
+def _print(row: dict[str, Any], as_json: bool) -> None:
+    bound, seconds = (row.get(name) for name in ("elbo", "seconds"))
+    cells = [row["model"], row["guide"], "" if bound is None else f"{bound:.2f}", f"{row['distance']:.3f}"]
+    cells.append("" if seconds is None else f"{seconds:.0f}")
+    print(json.dumps(row) if as_json else f"| {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

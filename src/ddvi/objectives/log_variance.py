@@ -1,0 +1,56 @@
+"""The log-variance loss: where the posterior is exact, all log weights are equal.
+
+    ½ Var_k [ log p(x, z_k) + log r(a_k | z_k) − log q_φ(z_k, a_k | x) ],    (z_k, a_k) ~ q held fixed
+
+Draws carry no gradient, so neither the chain nor the model is differentiated. At draws from q itself its gradient is an
+estimate of that of the reverse Kullback–Leibler divergence, with a control variate: the mean over the draws.
+
+Sources: Nüsken and Richter, Solving High-dimensional Hamilton–Jacobi–Bellman PDEs Using Neural Networks, 2021; Richter
+et al., VarGrad, 2020.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import final
+
+import torch
+
+from ddvi.errors import InputError
+from ddvi.model import LatentVariableModel
+from ddvi.objectives.base import Batch, Objective, Update
+
+
+@final
+@dataclass(frozen=True)
+class LogVariance(Objective):
+    """Half the variance of log w over draws without gradient, see the module; the posterior alone learns.
+
+    Args:
+        samples: K, draws per example, at least 2.
+
+    Raises:
+        InputError: K is below 2.
+
+    Sources: Nüsken and Richter, 2021; Richter et al., VarGrad, 2020.
+
+    Example:
+        >>> LogVariance().samples
+        256
+    """
+
+    samples: int = 256
+
+    def __post_init__(self) -> None:
+        if self.samples < 2:
+            raise InputError(f"a variance needs at least 2 samples, not {self.samples}")
+
+    def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
+        conditional = model.posterior(batch.x)
+        with torch.no_grad():
+            draw = conditional.draw((self.samples,))
+            weights = model.weigh(batch.x, draw)
+        log_weight = weights._replace(log_ratio=conditional.log_ratio(draw.path)).log_weight()
+        loss = 0.5 * log_weight.var(0)
+        yield Update(("posterior",), loss, {"log_variance": loss, "negative_bound": -log_weight.mean(0)})
