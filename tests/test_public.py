@@ -49,9 +49,9 @@ def test_the_examples_in_docstrings_are_true(module, names):
     assert not found.failed
 
 
-def test_the_example_of_the_guide_is_true():
+def test_the_example_of_the_guide_is_true(names):
     pytest.importorskip("pyro")
-    test_the_examples_in_docstrings_are_true("ddvi.pyro")
+    test_the_examples_in_docstrings_are_true("ddvi.pyro", names)
 
 
 def test_what_the_stub_imports_is_what_it_makes_public():
