@@ -35,9 +35,10 @@ def modules() -> list[str]:
 @pytest.fixture
 def names() -> dict:
     """What examples take as given: the model of `LatentVariableModel`'s, and its x."""
-    likelihood = ddvi.BernoulliLikelihood(torch.nn.Linear(2, 6), torch.Size([6]))
-    posterior = ddvi.DiffusionPosterior(torch.nn.Linear(6, 8), latent_size=2, steps=4)
-    model = ddvi.LatentVariableModel(ddvi.Pinwheel(), likelihood, posterior)
+    with ddvi.seeded(0):
+        likelihood = ddvi.BernoulliLikelihood(torch.nn.Linear(2, 6), torch.Size([6]))
+        posterior = ddvi.DiffusionPosterior(torch.nn.Linear(6, 8), latent_size=2, steps=4)
+        model = ddvi.LatentVariableModel(ddvi.Pinwheel(), likelihood, posterior)
     return {"ddvi": ddvi, "torch": torch, "model": model, "x": torch.ones(3, 6)}
 
 

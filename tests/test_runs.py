@@ -157,7 +157,7 @@ def test_full_after_quick_evaluates_again_and_only_that(tmp_path: Path, measures
 
 
 def test_another_configuration_is_refused_and_named(tmp_path: Path, measures: list[bool]) -> None:
-    runs.train(small(tmp_path))
+    runs.train(small(tmp_path, lr=0.001))
     kept = (tmp_path / "metrics.json").read_bytes()
     with pytest.raises(InputError, match=r"lr=0\.001 there, lr=0\.01 here"):
         runs.train(small(tmp_path, lr=0.01))

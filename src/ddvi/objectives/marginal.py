@@ -56,9 +56,10 @@ class MarginalLikelihood(DataObjective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         parts = model.prior.parts if model.classifier is not None else None
         every = None if parts is None else torch.arange(self.samples, device=x.device) % parts
-        with sharded(None), torch.no_grad():  # the same draws in each of several processes
-            z = model.prior.sample((self.samples,), label=every)
-        log_likelihood = model.likelihood.pairwise_log_prob(x, z)
+        with sharded(None):  # the same draws and, of a decoder with dropout, means in each of several processes
+            with torch.no_grad():
+                z = model.prior.sample((self.samples,), label=every)
+            log_likelihood = model.likelihood.pairwise_log_prob(x, z)
         if label is not None:
             log_likelihood = log_likelihood.masked_fill(label[:, None] != every, -torch.inf)
         marginal = log_likelihood.logsumexp(1) - log(self.samples)
