@@ -482,7 +482,7 @@ def test_mistakes_are_refused_in_a_sentence(mistake):
 
 def test_a_file_of_something_else_is_refused(tmp_path):
     checkpoint.save(tmp_path / "other", {"a": torch.zeros(1)}, {"settings": {}})
-    with pytest.raises(InputError, match="isn't an inference"):
+    with pytest.raises(InputError, match="holds no inference that was saved"):
         ddvi.Inference.load(tmp_path / "other", prior(), likelihood)
 
 

@@ -202,7 +202,7 @@ def test_saved_and_loaded_it_answers_the_same(tmp_path):
     assert loaded.history == target.history
     with pytest.raises(InputError, match="was learnt without posterior"):
         ddvi.Target.load(path, gaussian, posterior=GaussianPosterior)
-    with pytest.raises(InputError, match="isn't an inference"):
+    with pytest.raises(InputError, match="holds no inference that was saved"):
         ddvi.Inference.load(path)
     with pytest.raises(InputError, match="there is no file"):
         ddvi.Target.load(tmp_path / "nothing", gaussian)

@@ -49,6 +49,25 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from None
 
 
+def load_saved(path: Path, kind: str, writer: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors, and the facts that `save` was given under the name `kind`.
+
+    Args:
+        path: the file.
+        kind: what it is of, such as "inference".
+        writer: what writes such files, for the errors.
+
+    Raises:
+        InputError: the file is missing, damaged, or of something else.
+    """
+    if not path.is_file():
+        raise InputError(f"there is no file {path}; give one that {writer} wrote")
+    tensors, facts = load(path)
+    if kind not in facts:
+        raise InputError(f"{path} holds no {kind} that was saved; give one that {writer} wrote")
+    return tensors, facts[kind]
+
+
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Copy weights into a model of the same composition.
 

@@ -282,12 +282,7 @@ class Inference:
             InputError: the file is missing, damaged or of something else, or an object is missing or doesn't fit.
         """
         path = Path(path)
-        if not path.is_file():
-            raise InputError(f"there is no file {path}; give one that Inference.save wrote")
-        tensors, facts = checkpoint.load(path)
-        if "inference" not in facts:
-            raise InputError(f"{path} isn't an inference that was saved; use what wrote it")
-        facts = facts["inference"]
+        tensors, facts = checkpoint.load_saved(path, "inference", "Inference.save")
         named = facts["settings"]
         method, bound = named.pop("posterior"), named.pop("objective")
         parts = posterior or method, objective or bound

@@ -58,6 +58,7 @@ class Method:
 
 _FLOW = ("flow_layers", "context_size")
 _PAPER_SEMI = {"epochs": 50, "kl_weight": 0.01, "prior_weight": 1.0, "classifier_weight": 0.01}
+_PAPER_FLOW = {"kl_weight": 0.01, "kl_rise": 0.8, "context_size": 10}
 _DIFFUSION = ("steps", "noise", "denoiser_size", "denoiser_layers", "covariance", "prior_denoiser", "level_weights")
 
 _LABELS: Mapping[str, object] = {
@@ -81,7 +82,7 @@ METHODS: dict[str, Method] = {
         "ddvi.posteriors.flow:FlowPosterior",
         _FLOW,
         learning_rates={"elbo": 4e-3},
-        paper={"kl_weight": 0.01, "kl_rise": 0.8, "context_size": 10},
+        paper=_PAPER_FLOW,
         paper_semi=_PAPER_SEMI,
     ),
     "nsf_vae": Method(
@@ -89,7 +90,7 @@ METHODS: dict[str, Method] = {
         "ddvi.posteriors.spline:SplinePosterior",
         (*_FLOW, "spline_bins"),
         learning_rates={"elbo": 4e-3},
-        paper={"kl_weight": 0.01, "kl_rise": 0.8, "context_size": 10},
+        paper=_PAPER_FLOW,
         paper_semi=_PAPER_SEMI,
     ),
     "h_iaf_vae": Method(

@@ -280,12 +280,7 @@ class Target:
             InputError: the file is missing, damaged or of something else, or a posterior is missing or doesn't fit.
         """
         path = Path(path)
-        if not path.is_file():
-            raise InputError(f"there is no file {path}; give one that Target.save wrote")
-        tensors, facts = checkpoint.load(path)
-        if "target" not in facts:
-            raise InputError(f"{path} isn't a target that was saved; use what wrote it")
-        facts = facts["target"]
+        tensors, facts = checkpoint.load_saved(path, "target", "Target.save")
         if facts["given"] != (posterior is not None):
             verb = "with" if facts["given"] else "without"
             raise InputError(f"{path} was learnt {verb} posterior=; give load what Target was given")

@@ -124,8 +124,7 @@ class FittedTarget:
         if samples < 2 or not 0 <= base_share < 1:
             raise InputError(f"samples={samples} is at least 2, base_share={base_share} in [0, 1); correct them")
         x, one = self._alone.x, self._alone.conditional
-        portions = [_ROWS_AT_ONCE] * (samples // _ROWS_AT_ONCE) + [samples % _ROWS_AT_ONCE or _ROWS_AT_ONCE]
-        portions = portions if samples % _ROWS_AT_ONCE else portions[:-1]
+        portions = [min(_ROWS_AT_ONCE, samples - start) for start in range(0, samples, _ROWS_AT_ONCE)]
         with contextlib.nullcontext() if seed is None else seeded(seed, "weighted"):
             parts = [propose(self.model, one, x, count, base_share) for count in portions]
         z = torch.cat([self.bijection(part.z[:, 0]) for part in parts])
