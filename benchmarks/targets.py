@@ -1,6 +1,6 @@
 """Fixed targets with known truth: log Z, and the weight of every mode, beside what is learnt.
 
-    python benchmarks/targets.py                        # all, as the table in docs/fixed_targets.md
+    python benchmarks/targets.py                        # all, by annealed particles
     python benchmarks/targets.py mixture moons --by reweighted --steps 2000 --posterior nsf_vae --json
 
 | target | D | log γ |
