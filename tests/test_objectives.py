@@ -26,6 +26,7 @@ from ddvi.posteriors.gaussian import GaussianPosterior
 from ddvi.posteriors.hierarchical import HierarchicalPosterior
 from ddvi.posteriors.implicit import ImplicitPosterior
 from ddvi.priors import make_prior
+from ddvi.randomness import choose
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -291,3 +292,18 @@ def test_fantasies_per_example_are_averaged():
         many = torch.stack([sleep(100, seed) for seed in range(5)])
         assert (many.mean() - one.mean()).abs() < 5 * one.std() / 300**0.5
         assert many.std() < 0.5 * one.std()
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: type(objective).__name__)
+def test_a_model_that_has_overflown_has_a_loss_that_says_so(objective):
+    model = make_model("implicit" if isinstance(objective, Adversarial) else "diffusion")
+    with torch.no_grad():
+        next(model.likelihood.parameters()).fill_(math.nan)
+        next(model.posterior.parameters()).fill_(math.nan)
+    update = list(objective.updates(model, make_batch()))[-1]
+    assert not update.loss.isfinite().any()
+
+
+def test_a_weight_that_is_no_number_loses_to_any_that_is():
+    log_weight = torch.tensor([[math.nan, -math.inf, 0.0], [math.nan, -1e4, math.nan], [math.nan] * 3])
+    assert choose(log_weight)[:2].tolist() == [2, 1]

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from ddvi.likelihoods import Likelihood
-from ddvi.posteriors.base import Draw, Posterior
+from ddvi.posteriors.base import Conditional, Draw, Posterior
 from ddvi.preprocessing import AsIs, Preprocessing
 from ddvi.priors import Prior
-from ddvi.randomness import draw, draw_whole, part, sample
+from ddvi.randomness import choose, draw, draw_whole, part, sample
 
 
 class View(NamedTuple):
@@ -181,14 +181,16 @@ class LatentVariableModel(nn.Module):
             return self.log_weights(x, 1)[0]
         return self.likelihood.log_prob(x, self.latent(x))
 
-    def latent(self, x: Tensor) -> Tensor:
-        """One draw z ~ q(z | x) of x (B, *event), the label drawn first where there is one: (B, D)."""
+    def conditional(self, x: Tensor) -> Conditional:
+        """q(z, a | x) of x (B, *event), with labels q(z, a | x, l) of one drawn from q(l | x)."""
         features = self.posterior.encode(x)
         if self.classifier is not None:
-            logits = self.classifier(features)
-            label = torch.distributions.Categorical(logits=logits, validate_args=False).sample()
-            features = self.posterior.with_label(features, label)
-        return self.posterior.condition(features).sample()
+            features = self.posterior.with_label(features, choose(self.classifier(features)))
+        return self.posterior.condition(features)
+
+    def latent(self, x: Tensor) -> Tensor:
+        """One draw z ~ q(z | x) of x (B, *event), the label drawn first where there is one: (B, D)."""
+        return self.conditional(x).sample()
 
     def log_posterior(self, x: Tensor, z: Tensor, samples: int) -> Tensor:
         """log q(z | x) of z (S, B, D): (S, B), by `samples` draws of auxiliary variables, see `Conditional.log_prob`.

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Categorical, Distribution
 from torch.overrides import TorchFunctionMode
 
 from ddvi.errors import InputError, TrainingError
@@ -230,6 +230,14 @@ def sample(distribution: Distribution) -> Tensor:
         return distribution.sample()
     with _Together(shard), sharded(None), torch.no_grad():
         return distribution.sample()
+
+
+def choose(log_weight: Tensor) -> Tensor:
+    """One of C candidates for each row of log weights (B, C), in proportion to their weights: (B,).
+
+    One of weight NaN is chosen only where all are; what is computed of it says so, a draw can't.
+    """
+    return sample(Categorical(logits=log_weight.nan_to_num(torch.finfo(log_weight.dtype).min), validate_args=False))
 
 
 def reduce(tensor: Tensor, operation: Any = torch.distributed.ReduceOp.SUM) -> None:

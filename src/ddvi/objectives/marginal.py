@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ddvi.model import LatentVariableModel
 from ddvi.objectives.base import Batch, DataObjective, Update, data_update
-from ddvi.randomness import sample, sharded
+from ddvi.randomness import choose, sharded
 
 
 @final
@@ -63,8 +63,7 @@ class MarginalLikelihood(DataObjective):
         if label is not None:
             log_likelihood = log_likelihood.masked_fill(label[:, None] != every, -torch.inf)
         marginal = log_likelihood.logsumexp(1) - log(self.samples)
-        posterior = torch.distributions.Categorical(logits=log_likelihood.detach(), validate_args=False)
-        chosen = sample(posterior)
+        chosen = choose(log_likelihood.detach())
         view = model.view(x, every[chosen] if every is not None else None)
         wake = -model.posterior.condition(view.features).log_bound(z[chosen], self.levels)
         loss, terms = wake - marginal, {"marginal": -marginal, "wake": wake}

@@ -20,7 +20,7 @@ from torch import Tensor
 from ddvi.model import Fantasies, LatentVariableModel, View
 from ddvi.objectives.base import Batch, DataObjective, Objective, Update, data_update
 from ddvi.objectives.elbo import ELBO, bound_terms, cross_entropy, damped
-from ddvi.randomness import sample
+from ddvi.randomness import choose
 
 
 def sleep_loss(model: LatentVariableModel, fantasies: Fantasies, levels: int | None) -> Tensor:
@@ -205,7 +205,7 @@ def _with_label(view: View, loss: Tensor) -> Tensor:
 
 def _drawn(logits: Tensor) -> Tensor:
     """One of N candidates for each column of (N, B): (B,)."""
-    return sample(torch.distributions.Categorical(logits=logits.T, validate_args=False))
+    return choose(logits.T)
 
 
 def _take(values: Tensor, chosen: Tensor) -> Tensor:

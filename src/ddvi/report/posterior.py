@@ -20,7 +20,6 @@ from torch import Tensor
 from ddvi.errors import InputError
 from ddvi.evidence import exact_log_likelihood
 from ddvi.model import LatentVariableModel
-from ddvi.posteriors.base import Conditional
 from ddvi.posteriors.diffusion import DiffusionConditional
 from ddvi.report.pictures import packed
 
@@ -37,24 +36,14 @@ _NEGLIGIBLE = 1e-3  # share of the evidence in a cell
 
 def paths(model: LatentVariableModel, x: Tensor, size: int) -> dict[str, Any] | None:
     """z_0 … z_T of observations (N, *event), their first two coordinates; None where the posterior isn't a chain."""
-    conditional = _conditional(model, x[:1])
+    conditional = model.conditional(x[:1])
     if not isinstance(conditional, DiffusionConditional):
         return None
     count = max(1, min(len(x), _MOST_PATH_VALUES // (2 * (1 + conditional.auxiliaries))))
-    path = _conditional(model, x[:count]).draw().path[..., :2]
+    path = model.conditional(x[:count]).draw().path[..., :2]
     if size == 1:
         path = torch.cat([path, torch.zeros_like(path)], -1)
     return {"z": packed(path), "steps": conditional.auxiliaries, "count": count}
-
-
-def _conditional(model: LatentVariableModel, x: Tensor) -> Conditional:
-    """q(z, a | x) of x (B, *event), the label drawn first where there is one."""
-    features = model.posterior.encode(x)
-    if model.classifier is not None:
-        logits = model.classifier(features)
-        label = torch.distributions.Categorical(logits=logits, validate_args=False).sample()
-        features = model.posterior.with_label(features, label)
-    return model.posterior.condition(features)
 
 
 def side_by_side(model: LatentVariableModel, x: Tensor) -> list[dict[str, Any]]:
@@ -68,7 +57,7 @@ def side_by_side(model: LatentVariableModel, x: Tensor) -> list[dict[str, Any]]:
     evidence = exact_log_likelihood(model.prior, model.likelihood, x, nodes=10_000).log_likelihood
     coarse, spacing = _prior_nodes(model)
     share = (_log_joint(model, x, coarse) - evidence[:, None] + 2 * math.log(spacing)).exp()
-    exact = model.posterior.has_density and not _conditional(model, x[:1]).auxiliaries
+    exact = model.posterior.has_density and not model.conditional(x[:1]).auxiliaries
     found = []
     for row in range(len(x)):
         one, log_evidence = x[row : row + 1], evidence[row]
