@@ -1,13 +1,15 @@
 """Prints how well every method learns with few labels, beside a classifier that sees the labels alone.
 
 python benchmarks/semi_supervised.py --data-root FOLDER [--dataset mnist] [--methods vae ddvi] [--priors pinwheel]
-    [--seeds 3] [--runs runs/semi_supervised] [--report FILE] [--search] [key=value…]
+    [--seeds 3] [--runs runs/semi_supervised] [--report FILE] [--search]
+    [--held-out 0.33] [key=value…]
 
 A run is what `ddvi train DATASET_semi METHOD_semi PRIOR` does with `SETTINGS` and those at the end of the command; runs
 that are finished are read, interrupted ones go on, so several processes may share the work. The classifier is the same
 encoder with a linear layer, trained on exactly the labelled examples that the runs of its seed see. Accuracy is that of
 argmax q(l|x) on the whole test set; the exact log-likelihood is on its first 1,000 examples.
-`--search` trains with a part of the seed's labels and prints accuracy and log p(x) on the rest, never on test data.
+`--search` trains with a part of the seed's labels and prints accuracy and log p(x) on the rest, never on test data:
+with `--held-out 0.95` on 950 of 1,000, to find settings for 50.
 """
 
 from __future__ import annotations
@@ -54,8 +56,6 @@ LABELS_ALONE = "labels_alone"
 """The classifier's name beside those of the methods."""
 CLASSIFIER = {"lr": 3e-3, "steps": 800.0, "dropout": 0.5}
 """Chosen by `--search`, as the methods' settings were."""
-HELD_OUT = 1 / 3
-"""Share of the labels that a search holds out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,9 +156,9 @@ def measure(settings: Settings, folder: Path, alone: bool) -> dict[str, Any]:
     return found
 
 
-def search(settings: Settings, options: dict[str, float], alone: bool) -> str:
-    """Accuracy on held-out labels after a training without them, and log p(x) of these examples."""
-    examples = Examples.of(settings, HELD_OUT)
+def search(settings: Settings, options: dict[str, float], alone: bool, share: float) -> str:
+    """Accuracy on a share of the labels after a training without them, and log p(x) of these examples."""
+    examples = Examples.of(settings, share)
     held_out = examples.held_out
     model = None
     if alone:
@@ -232,6 +232,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--report", type=Path, help="write the table as Markdown")
     parser.add_argument("--finished", action="store_true", help="only runs that are finished")
     parser.add_argument("--search", action="store_true", help="accuracy on held-out labels instead, of what is given")
+    parser.add_argument("--held-out", type=float, default=1 / 3, help="share of the labels that a search holds out")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="of the runs; of labels_alone in a search")
     return parser.parse_intermixed_args(argv)
 
@@ -263,14 +264,15 @@ def main(argv: Sequence[str] | None = None) -> None:
                 settings = dataclasses.replace(settings, out=str(folder))
                 if arguments.search:
                     options = {name: float(value) for name, value in given.items()} if alone else {}
-                    print(method, prior, seed, *arguments.settings, f"{search(settings, options, alone)}", flush=True)
+                    result = search(settings, options, alone, arguments.held_out)
+                    print(method, prior, seed, *arguments.settings, result, flush=True)
                     continue
                 if arguments.finished and not (folder / "study.json").exists():
                     missing.append(" ".join([method, *([] if alone else [prior]), f"seed {seed}"]))
                     continue
-                result = measure(settings, folder, alone)
-                print(method, prior, seed, json.dumps(result), file=sys.stderr, flush=True)
-                found.setdefault(("" if alone else prior, method), []).append(result)
+                measured = measure(settings, folder, alone)
+                print(method, prior, seed, json.dumps(measured), file=sys.stderr, flush=True)
+                found.setdefault(("" if alone else prior, method), []).append(measured)
     if found:
         text = table(found) + differences(found, arguments.priors[0])
         if missing:

@@ -18,6 +18,7 @@ from ddvi.objectives.adversarial import Adversarial
 from ddvi.objectives.base import Batch
 from ddvi.objectives.elbo import ELBO, ImportanceWeighted, risen
 from ddvi.objectives.marginal import MarginalLikelihood
+from ddvi.objectives.prior_draws import PriorDraws
 from ddvi.objectives.wake_sleep import ReweightedWakeSleep, WakeSleep
 from ddvi.objectives.warm_up import WarmUp
 from ddvi.posteriors.diffusion import DiffusionPosterior
@@ -169,6 +170,45 @@ def test_reweighted_wake_sleep_resamples_and_scores(name, sleep_weight):
         loss = loss - sleep_weight * bound[7:]
     assert_loss(update, loss)
     assert ("sleep" in update.terms) == (sleep_weight > 0)
+
+
+@posteriors
+def test_draws_of_the_prior_that_the_batch_shares_compete_with_those_of_the_posterior(name):
+    model, batch = make_model(name), make_batch()
+    (update,) = losses(ReweightedWakeSleep(samples=4, prior_samples=9, resampled=3), model, batch)
+    with torch.no_grad():
+        shared = model.prior.sample((9,))
+        dreamt, known, _ = model.fantasise(7)
+        draw = model.posterior(batch.x).draw((4,))
+        own = log_weight(model, batch.x, draw).T - math.log(4)
+        broad = torch.stack([model.likelihood(z).log_prob(batch.x) for z in shared], 1) - math.log(9)
+        weight = torch.cat([own, broad], 1)
+        chosen = Categorical(logits=weight[:, None].expand(7, 3, 13)).sample()
+        z = torch.stack([torch.cat([draw.z[:, n], shared])[chosen[n]] for n in range(7)], 1)
+    assert 0 < (chosen < 4).sum() < chosen.numel(), "the test has lost its power"
+    pairs = torch.cat([z, known.expand(3, 7, 2)], 1)
+    bound = model.posterior(torch.cat([batch.x, dreamt])).log_bound(pairs).mean(0)
+    loss = -model.likelihood(z[0]).log_prob(batch.x) - model.prior.log_prob(z[0]) - bound[:7] - 0.3 * bound[7:]
+    assert_loss(update, loss)
+
+
+@pytest.mark.parametrize(("samples", "prior_samples"), [(300, 0), (1, 3000)])
+def test_what_is_resampled_is_a_draw_of_the_exact_posterior(samples, prior_samples):
+    """The mean of z* under a posterior that is much too broad, for one example many times."""
+    model = make_model("gaussian")
+    x = make_batch().x[:1].expand(2000, -1)
+    with torch.no_grad():
+        model.posterior.head.weight.zero_()
+        model.posterior.head.bias.copy_(torch.tensor([0.0, 0.0, 0.7, 0.7]))
+        draw = model.posterior(x).draw((samples,))
+        weights = log_weight(model, x, draw)
+        objective = ReweightedWakeSleep(samples, prior_samples=prior_samples)
+        broad = PriorDraws.of(model, x, prior_samples) if prior_samples else None
+        z = objective._resample(draw.z, weights, broad, None)[0]
+        many = model.prior.sample((200_000,))
+        exact = model.likelihood.pairwise_log_prob(x[:1], many)[0].softmax(0) @ many
+    assert ((z.mean(0) - exact).abs() < 4 * z.std(0) / 2000**0.5 + 0.05).all()
+    assert (exact - many.mean(0)).norm() > 0.3, "the test has lost its power"
 
 
 @pytest.mark.parametrize("name", ["gaussian", "diffusion"])

@@ -36,8 +36,9 @@ from ddvi.training import Interrupted, Trainer
 TIME_COLUMNS = {"seconds", "examples_per_second"}
 TINY = {"hidden_size": 16, "denoiser_size": 16, "steps": 3, "parts": 3, "dropout": 0.2, "context_size": 8}
 TINY |= {"flow_layers": 1, "prior_denoiser": False, "warmup": 0, "sleep_steps": 1}
+LABELS = {"semi_supervised": True, "agreement_weight": 2.0, "information_weight": 1.0}
 CASES = {
-    f"{method} {objective}{' semi' * semi}": (method, objective, {"semi_supervised": semi})
+    f"{method} {objective}{' semi' * semi}": (method, objective, LABELS if semi else {})
     for method in METHODS
     for objective in METHODS[method].objectives
     for semi in (False, True)

@@ -23,6 +23,7 @@ from ddvi.model import LatentVariableModel
 from ddvi.objectives.adversarial import Adversarial
 from ddvi.objectives.base import Batch, Labelled, Objective
 from ddvi.objectives.elbo import ELBO, ImportanceWeighted, cross_entropy, damped
+from ddvi.objectives.prior_draws import PriorDraws
 from ddvi.objectives.semi_supervised import SemiSupervised, _unit
 from ddvi.objectives.wake_sleep import ReweightedWakeSleep, WakeSleep
 from ddvi.objectives.warm_up import WarmUp
@@ -383,6 +384,35 @@ def test_reweighted_wake_sleep_with_labels_is_its_definition(name, label_rate):
 
 
 @pytest.mark.usefixtures("float64")
+def test_the_priors_draws_are_shared_out_among_the_labels():
+    model, batch = make_model("gaussian"), make_batch()
+    draws = PriorDraws.of(model, batch.x, 3 * 20_000 - 1)
+    assert draws.label.bincount().tolist() == [20_000] * 3
+    joint, label = draws.log_joint(), batch.labelled.label
+    torch.testing.assert_close(joint.logsumexp(0), draws.log_weight().logsumexp(0))
+    torch.testing.assert_close(draws.log_weight(label).logsumexp(0), joint.gather(0, label[None])[0])
+    broad = torch.stack([model.prior.sample((20_000,), torch.full((20_000,), label)) for label in range(3)])
+    by_hand = [model.likelihood.pairwise_log_prob(batch.x, z).logsumexp(1) - math.log(60_000) for z in broad]
+    torch.testing.assert_close(joint, torch.stack(by_hand), atol=0.03, rtol=0)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("label_rate", [1.0, 0.3])
+def test_labels_are_weighed_by_the_priors_draws_too(label_rate):
+    model, batch = make_model("gaussian"), make_batch()
+    objective = ReweightedWakeSleep(samples=2, label_rate=label_rate, prior_samples=6)
+    view = model.view(batch.x)
+    draws = PriorDraws.of(model, batch.x, 6)
+    torch.manual_seed(3)
+    found = objective._weigh_labels(model, batch.x, view, draws)
+    torch.manual_seed(3)
+    own = torch.stack(each_label(model, batch.x, 1))[:, 0].detach().exp()
+    share = (own + draws.log_joint().exp()) / (own + draws.log_joint().exp()).sum(0)
+    target = log_label(model, batch.x).T.detach().exp() ** (1 - label_rate) * share**label_rate
+    torch.testing.assert_close(found, (target / target.sum(0)).log())
+
+
+@pytest.mark.usefixtures("float64")
 def test_a_small_label_rate_takes_that_much_of_the_bounds_gradient():
     """ELBO: exactly, with the bound itself unchanged. Learning the damped target: to first order."""
     model, batch = make_model("gaussian"), make_batch()
@@ -424,6 +454,24 @@ def test_without_a_label_the_classifier_agrees_with_itself_where_it_would_change
     torch.manual_seed(3)
     bounds = elbo_by_hand(model, batch, 2, 1.0)
     assert_loss(update, bounds + 3.0 * found)
+
+
+@pytest.mark.usefixtures("float64")
+def test_without_a_label_the_classifier_is_sure_of_each_and_even_over_all():
+    model, batch = make_model("gaussian"), make_batch()
+    objective = SemiSupervised(ELBO(2), WEIGHT, information_weight=3.0)
+    torch.manual_seed(3)
+    (update,) = objective.updates(model, batch)
+    label = log_label(model, batch.x).exp()
+    entropy, average = -(label * label.log()).sum(-1).mean(), label.mean(0)
+    by_hand = entropy + 4 * (average * (len(average) * average).log()).sum()
+    torch.testing.assert_close(update.terms["information"].mean(), by_hand)
+    torch.manual_seed(3)
+    bounds = elbo_by_hand(model, batch, 2, 1.0)
+    parameters = list(model.classifier.parameters())
+    losses = (update.loss.mean(), bounds.mean() + 3.0 * by_hand)
+    found, expected = (torch.autograd.grad(loss, parameters) for loss in losses)
+    torch.testing.assert_close(found, expected)
 
 
 def test_however_sure_the_classifier_is_the_disturbance_has_its_length():

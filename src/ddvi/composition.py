@@ -164,7 +164,8 @@ def make_objective(settings: Settings) -> Objective:
         case "wake_sleep":
             return WakeSleep(elbo, settings.sleep_steps, settings.sleep_weight, levels, settings.fantasies)
         case "reweighted_wake_sleep":
-            return ReweightedWakeSleep(settings.samples, settings.sleep_weight, levels, rate, settings.fantasies)
+            names = ("samples", "sleep_weight", "label_rate", "fantasies", "prior_samples", "resampled")
+            return ReweightedWakeSleep(levels=levels, **{name: getattr(settings, name) for name in names})
         case "marginal_likelihood":
             return MarginalLikelihood(settings.samples, levels)
         case "adversarial":
@@ -178,8 +179,11 @@ def make_phases(settings: Settings) -> list[Phase]:
     first: Objective = WarmUp(settings.warmup_kl_weight, label_rate=settings.label_rate)
     objective = make_objective(settings)
     if settings.semi_supervised:
-        learning = (settings.classifier_weight, settings.agreement_weight, settings.agreement_radius)
-        first, objective = (SemiSupervised(each, *learning) for each in (first, objective))
+        learning = {
+            name: getattr(settings, name)
+            for name in ("classifier_weight", "agreement_weight", "agreement_radius", "information_weight")
+        }
+        first, objective = (SemiSupervised(each, **learning) for each in (first, objective))
     warm, frozen = settings.warmup, settings.freeze_decoder
     rests = frozenset({"likelihood"})
     always = rests if settings.decoder else frozenset()

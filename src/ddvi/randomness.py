@@ -187,9 +187,17 @@ def own(values: Tensor) -> Tensor:
 
 
 def mean(values: Tensor) -> Tensor:
-    """What this process contributes to the mean over the whole batch of values (B,): the sum over processes is it."""
+    """What this process contributes to the mean (*) over the batch of values (B, *): the sum over processes is it."""
     shard = _SHARD.get()
-    return values.mean() if shard is None else shard.own(values).sum() / shard.whole(values.shape, 0)[0]
+    return values.mean(0) if shard is None else shard.own(values).sum(0) / shard.whole(values.shape, 0)[0]
+
+
+def whole_mean(values: Tensor) -> Tensor:
+    """The mean (*) over the batch of all processes of values (B, *), without gradient."""
+    found = mean(values.detach())
+    if _SHARD.get() is not None:
+        reduce(found)
+    return found
 
 
 def draw(sampler: Callable[..., Tensor], shape: Sequence[int], axis: int, **options: Any) -> Tensor:
@@ -233,7 +241,7 @@ def sample(distribution: Distribution) -> Tensor:
 
 
 def choose(log_weight: Tensor) -> Tensor:
-    """One of C candidates for each row of log weights (B, C), in proportion to their weights: (B,).
+    """One of C candidates for each row of log weights (B, *, C), in proportion to their weights: (B, *).
 
     One of weight NaN is chosen only where all are; what is computed of it says so, a draw can't.
     """

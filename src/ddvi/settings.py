@@ -16,7 +16,7 @@ from ddvi.methods import ALIASES, METHODS, PAPER
 OBJECTIVE_DEFAULTS: dict[str, dict[str, Any]] = {
     "importance_weighted": {"samples": 8},
     "wake_sleep": {"sleep_levels": 1},
-    "reweighted_wake_sleep": {"samples": 8, "sleep_weight": 0.3},
+    "reweighted_wake_sleep": {"samples": 8, "prior_samples": 512, "resampled": 4, "sleep_weight": 0.3},
     "marginal_likelihood": {"samples": 2000},
 }
 _BOUND = ("samples", "kl_weight", "kl_rise", "prior_weight")
@@ -25,7 +25,7 @@ OBJECTIVE_SETTINGS: dict[str, tuple[str, ...]] = {
     "elbo": (*_BOUND, "label_rate", "path_gradient"),
     "importance_weighted": (*_BOUND, "label_rate"),
     "wake_sleep": (*_BOUND, "label_rate", "path_gradient", *_SLEEP, "sleep_steps"),
-    "reweighted_wake_sleep": ("samples", "label_rate", *_SLEEP),
+    "reweighted_wake_sleep": ("samples", "prior_samples", "resampled", "label_rate", *_SLEEP),
     "marginal_likelihood": ("samples", "sleep_levels"),
     "adversarial": ("adversarial_weight",),
 }
@@ -72,6 +72,9 @@ class Settings:
         0.0, "semi-supervised: weight of q(l|x) agreeing with itself about a disturbed x", minimum=0
     )
     agreement_radius: float = setting(1.0, "semi-supervised: length of the disturbance, in units of x", above=0)
+    information_weight: float = setting(
+        0.0, "semi-supervised: weight of q(l|x) being sure of each x and, on average, as p(l)", minimum=0
+    )
     label_rate: float = setting(
         1.0, "semi-supervised: how far q(l|x) goes towards the decoder's verdict at once", minimum=0, maximum=1
     )
@@ -80,6 +83,12 @@ class Settings:
     )
     samples: int = setting(
         1, "K, draws per example in training; 8 where they are reweighted, 2,000 of the prior", minimum=1
+    )
+    prior_samples: int = setting(
+        0, "draws of the prior that a batch shares; 512 in reweighted_wake_sleep where D is 1 or 2", minimum=0
+    )
+    resampled: int = setting(
+        1, "of all draws those that the posterior learns from; 4 in reweighted_wake_sleep", minimum=1
     )
     kl_weight: float = setting(1.0, "weight of the divergence in training; 1 is the bound", minimum=0)
     kl_rise: float = setting(0.0, "share of training over which kl_weight rises linearly from 0", minimum=0, maximum=1)
@@ -265,7 +274,10 @@ def _layers(dataset: str, method: str, semi: bool, values: Mapping[str, Any]) ->
     rates = METHODS[method].learning_rates
     rate = rates.get(objective, rates.get(METHODS[method].objective))
     chosen = {} if rate is None else {"lr": rate}
-    return OBJECTIVE_DEFAULTS.get(objective, {}) | chosen | layers, objective
+    usual = OBJECTIVE_DEFAULTS.get(objective, {})
+    if values.get("latent_size", 2) > 2:
+        usual = usual | {"prior_samples": 0}  # where the posterior is a small part of the space, none would hit it
+    return usual | chosen | layers, objective
 
 
 def deviations(settings: Settings) -> dict[str, str]:
@@ -274,7 +286,7 @@ def deviations(settings: Settings) -> dict[str, str]:
     Without the seed, and without what doesn't decide what is learnt. Equal deviations are equal compositions.
     """
     named = settings.dataset, settings.method, settings.semi_supervised
-    given = {name: getattr(settings, name) for name in ("preset", "objective", "epochs")}
+    given = {name: getattr(settings, name) for name in ("preset", "objective", "epochs", "latent_size")}
     layers, _ = _layers(*named, given)
     _, objective = _layers(*named, {"preset": settings.preset})
     usual = {name: layers.get(name, field.default) for name, field in FIELDS.items()} | {"objective": objective}

@@ -13,15 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import log
 from typing import final
 
-import torch
 from torch import Tensor
 
 from ddvi.model import LatentVariableModel
 from ddvi.objectives.base import Batch, DataObjective, Update, data_update
-from ddvi.randomness import choose, sharded
+from ddvi.objectives.prior_draws import PriorDraws
+from ddvi.randomness import choose
 
 
 @final
@@ -54,18 +53,12 @@ class MarginalLikelihood(DataObjective):
     def loss(
         self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float = 1.0
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        parts = model.prior.parts if model.classifier is not None else None
-        every = None if parts is None else torch.arange(self.samples, device=x.device) % parts
-        with sharded(None):  # the same draws and, of a decoder with dropout, means in each of several processes
-            with torch.no_grad():
-                z = model.prior.sample((self.samples,), label=every)
-            log_likelihood = model.likelihood.pairwise_log_prob(x, z)
-        if label is not None:
-            log_likelihood = log_likelihood.masked_fill(label[:, None] != every, -torch.inf)
-        marginal = log_likelihood.logsumexp(1) - log(self.samples)
-        chosen = choose(log_likelihood.detach())
-        view = model.view(x, every[chosen] if every is not None else None)
-        wake = -model.posterior.condition(view.features).log_bound(z[chosen], self.levels)
+        draws = PriorDraws.of(model, x, self.samples)
+        log_weight = draws.log_weight(label)
+        marginal = log_weight.logsumexp(0)
+        chosen = choose(log_weight.detach().T)
+        view = model.view(x, draws.label[chosen] if draws.label is not None else None)
+        wake = -model.posterior.condition(view.features).log_bound(draws.z[chosen], self.levels)
         loss, terms = wake - marginal, {"marginal": -marginal, "wake": wake}
         if view.log_label is not None:
             terms["classification"] = -view.log_label

@@ -7,12 +7,19 @@ A few labels are soon learnt by heart. Against that q(l|x) learns without a labe
 of x itself, q̄(l|x): agreement_weight · Σ_l q̄(l|x) log q(l|x + r). The disturbance r, of a given length, is the one that
 changes q(l|x) most, found by one step of power iteration on the Hessian of KL( q̄(l|x) ‖ q(l|x + r) ) at r = 0.
 
+A q(l|x) that says the same of every x agrees with itself too. Against that it learns to be sure of each x and yet, on
+the average over them, q̄(l), to be as the model's p(l): information_weight · ( H(q(l|x)) + 4 KL( q̄(l) ‖ p(l) ) ), which
+is least where x and l share the most information.
+
 Sources: Kingma et al., Semi-supervised Learning with Deep Generative Models, 2014; Miyato et al., Virtual Adversarial
-Training, 2018, for the agreement.
+Training, 2018, for the agreement; Krause et al., Discriminative Clustering by Regularized Information Maximization,
+2010, and Hu et al., Learning Discrete Representations via Information Maximizing Self-Augmented Training, 2017, for the
+information and its factor of 4.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
@@ -23,9 +30,10 @@ from torch import Tensor
 from ddvi.errors import InputError
 from ddvi.model import LatentVariableModel
 from ddvi.objectives.base import Batch, DataObjective, Labelled, Objective, Update
-from ddvi.randomness import draw
+from ddvi.randomness import draw, whole_mean
 
 _PROBE = 0.1  # length of the step that asks for the direction: small beside x itself, large beside rounding
+_BALANCE = 4.0
 
 
 @final
@@ -41,12 +49,14 @@ class SemiSupervised(Objective):
         agreement_weight: of −Σ_l q̄(l|x) log q(l|x + r) of unlabelled examples, in nats. Categories, which are whole
             numbers, can't be disturbed and have no such term.
         agreement_radius: length of r, in units of x.
+        information_weight: of H(q(l|x)) + 4 KL( q̄(l) ‖ p(l) ) of unlabelled examples, in nats; q̄ is the batch's.
     """
 
     inner: Objective
     classifier_weight: float = 50.0
     agreement_weight: float = 0.0
     agreement_radius: float = 1.0
+    information_weight: float = 0.0
 
     def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
         labelled = batch.labelled
@@ -70,15 +80,29 @@ class SemiSupervised(Objective):
             log_label = model.classify(labelled.x)
             terms["labelled_classification"] = -log_label.gather(1, labelled.label[:, None])[:, 0]
         loss = loss + self.classifier_weight * terms["labelled_classification"]
-        if self.agreement_weight > 0 and batch.x.is_floating_point():
-            terms["agreement"] = self._disagreement(model, batch.x)
-            loss = loss + self.agreement_weight * terms["agreement"]
+        weights = {"agreement": self.agreement_weight, "information": self.information_weight}
+        for name, value in self._without_labels(model, batch.x).items():
+            terms[name] = value
+            loss = loss + weights[name] * value
         return Update(update.children, loss, terms)
 
-    def _disagreement(self, model: LatentVariableModel, x: Tensor) -> Tensor:
-        """−Σ_l q̄(l|x) log q(l|x + r) of x (B, *event): (B,)."""
-        with torch.no_grad():
-            label = model.classify(x).exp()
+    def _without_labels(self, model: LatentVariableModel, x: Tensor) -> dict[str, Tensor]:
+        """What q(l|x) of x (B, *event) learns without a label, (B,) each; what has no weight is left out."""
+        terms: dict[str, Tensor] = {}
+        disturbed = self.agreement_weight > 0 and x.is_floating_point()
+        if disturbed or self.information_weight > 0:
+            with torch.set_grad_enabled(self.information_weight > 0):
+                log_label = model.classify(x)
+        if disturbed:
+            terms["agreement"] = self._disagreement(model, x, log_label.detach().exp())
+        if self.information_weight > 0:
+            label = log_label.exp()
+            surplus = whole_mean(label).clamp_min(torch.finfo(label.dtype).tiny).log() + math.log(label.shape[1])
+            terms["information"] = (label * (_BALANCE * surplus - log_label)).sum(1)
+        return terms
+
+    def _disagreement(self, model: LatentVariableModel, x: Tensor, label: Tensor) -> Tensor:
+        """−Σ_l q̄(l|x) log q(l|x + r) of x (B, *event), with q̄ (B, C) as it is: (B,)."""
         probe = _unit(draw(torch.randn, x.shape, 0, device=x.device, dtype=x.dtype)).mul_(_PROBE).requires_grad_()
         (steepest,) = torch.autograd.grad(_cross_entropy(label, model.classify(x + probe)).sum(), probe)
         return _cross_entropy(label, model.classify(x + self.agreement_radius * _unit(steepest)))

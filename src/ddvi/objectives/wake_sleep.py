@@ -10,6 +10,7 @@ Revisiting Reweighted Wake-Sleep, 2019; Piriyakulkij et al., AAAI 2025, for the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import final
@@ -20,6 +21,7 @@ from torch import Tensor
 from ddvi.model import Fantasies, LatentVariableModel, View
 from ddvi.objectives.base import Batch, DataObjective, Objective, Update, data_update
 from ddvi.objectives.elbo import ELBO, bound_terms, cross_entropy, damped
+from ddvi.objectives.prior_draws import PriorDraws
 from ddvi.randomness import choose
 
 
@@ -121,13 +123,19 @@ class WakeSleep(DataObjective):
 class ReweightedWakeSleep(DataObjective):
     """Reweighted wake-sleep: no gradient through the draws.
 
-        (z_k, a_k) ~ q(z, a | x),    z* = z_k with probability w_k / Σ w,    w = p_θ(x, z) r(a|z) / q(z, a|x)
-        decoder:    log p_θ(x | z*)
-        posterior:  E_r[ log q(z*, a|x) − log r(a|z*) ] + sleep_weight · the same at fantasies z ~ p(z), x ~ p_θ(x|z)
+        (z_k, a_k) ~ q(z, a | x),    w_k = p_θ(x, z_k) r(a_k|z_k) / q(z_k, a_k|x),    k = 1 … K
+        z_s ~ p(z),                  w_s = p_θ(x | z_s),                              s = 1 … S
+        z* = z_k or z_s with probability in proportion to w_k / K or w_s / S, M times
+        decoder:    log p_θ(x | z*), for the first of them
+        posterior:  E_r[ log q(z*, a|x) − log r(a|z*) ], the mean over all of them
+                    + sleep_weight · the same at fantasies z ~ p(z), x ~ p_θ(x|z)
 
-    For large K, z* is a draw from p_θ(z|x). Losses are (B,). Where labels are summed over, a draw for each competes
-    first, l* ~ r(l|x) ∝ q(l|x)^(1 − label_rate) p̂(l|x)^label_rate, with p̂ the labels' shares of the
-    weights, then K draws given l* for z*. The classifier learns all of r, not only the label that was drawn.
+    Σ_k w_k / K and Σ_s w_s / S both estimate p_θ(x): the draws of q find what q knows, those of the prior, which the
+    batch shares, what it has missed, where D is small. For large K or S, z* is a draw from p_θ(z|x). Losses are (B,).
+
+    Where labels are summed over, they compete first, with one draw of q and S / C of the prior for each:
+    l* ~ r(l|x) ∝ q(l|x)^(1 − label_rate) p̂(l|x)^label_rate, with p̂ the labels' shares of the weights; then the draws
+    given l* for z*. The classifier learns all of r, not only the label that was drawn.
 
     Args:
         samples: K.
@@ -135,11 +143,14 @@ class ReweightedWakeSleep(DataObjective):
         levels: terms of the chain drawn per example; all if None.
         label_rate: how far q(l|x) goes towards p̂(l|x) at once; where it comes to rest doesn't depend on it.
         fantasies: how many for each example of data.
+        prior_samples: S; with several labels the next multiple of their number.
+        resampled: M.
 
     Raises:
-        InputError: in training, the posterior has no density.
+        InputError: in training, the posterior or, with `prior_samples`, the likelihood has no density.
 
-    Sources: Bornschein and Bengio, 2015; Le et al., Revisiting Reweighted Wake-Sleep, 2019.
+    Sources: Bornschein and Bengio, 2015; Le et al., Revisiting Reweighted Wake-Sleep, 2019; Veach and Guibas, Optimally
+    Combining Sampling Techniques, 1995, for weights from several proposals.
 
     Example:
         >>> loss, terms = ReweightedWakeSleep(samples=4).loss(model, x)
@@ -152,11 +163,15 @@ class ReweightedWakeSleep(DataObjective):
     levels: int | None = None
     label_rate: float = 1.0
     fantasies: int = 1
+    prior_samples: int = 0
+    resampled: int = 1
 
     def loss(
         self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float = 1.0
     ) -> tuple[Tensor, dict[str, Tensor]]:
         count = len(x)
+        with torch.no_grad():
+            broad = PriorDraws.of(model, x, self.prior_samples) if self.prior_samples else None
         dreaming = self.sleep_weight > 0 and label is None
         fantasies = model.fantasise(self.fantasies * count) if dreaming else None
         # Data and fantasies go through the encoder, and later through the posterior, together.
@@ -164,23 +179,24 @@ class ReweightedWakeSleep(DataObjective):
         view = model.view_of(features[:count], label)
         classification = -view.log_label if view.log_label is not None else None
         if view.summed:
-            target = self._weigh_labels(model, x, view)
+            target = self._weigh_labels(model, x, view, broad)
             classification = cross_entropy(view, target.exp())
-            view = _told(view, _drawn(target))
+            view = _told(view, choose(target.T))
         with torch.no_grad():
             draw = model.posterior.condition(view.features.detach()).draw((self.samples,))
             weights = model.weigh(x, draw, view.label)
-            z = _take(draw.z, _drawn(weights.log_weight()))
+            z = self._resample(draw.z, weights.log_weight(), broad, view.label)
             terms = bound_terms(view, weights)
         if classification is not None:
             terms["classification"] = classification
         known, pairs = view.features, z
         dream = None if fantasies is None else (model.view_of(features[count:], fantasies.label), fantasies.z)
         if dream:
-            known, pairs = torch.cat([known, dream[0].features]), torch.cat([pairs, dream[1]])
-        learnt = -model.posterior.condition(known).log_bound(pairs, self.levels)
-        terms |= {"resampled_reconstruction": -model.likelihood.log_prob(x, z), "wake": learnt[:count]}
-        loss = terms["resampled_reconstruction"] - model.prior.log_prob(z, view.label) + terms["wake"]
+            known = torch.cat([known, dream[0].features])
+            pairs = torch.cat([pairs, dream[1].expand(self.resampled, -1, -1)], 1)
+        learnt = -model.posterior.condition(known).log_bound(pairs, self.levels).mean(0)
+        terms |= {"resampled_reconstruction": -model.likelihood.log_prob(x, z[0]), "wake": learnt[:count]}
+        loss = terms["resampled_reconstruction"] - model.prior.log_prob(z[0], view.label) + terms["wake"]
         if classification is not None:
             loss = loss + classification
         if dream:
@@ -189,10 +205,21 @@ class ReweightedWakeSleep(DataObjective):
         return loss, terms
 
     @torch.no_grad()
-    def _weigh_labels(self, model: LatentVariableModel, x: Tensor, view: View) -> Tensor:
-        """log r(l|x), (C, B), with p̂ from one draw given each label."""
+    def _weigh_labels(self, model: LatentVariableModel, x: Tensor, view: View, broad: PriorDraws | None) -> Tensor:
+        """log r(l|x), (C, B), with p̂ from one draw of q given each label, and those of the prior."""
         draw = model.posterior.condition(view.features).draw((1,))
-        return damped(view, model.weigh(x, draw, view.label).log_weight()[0], self.label_rate)
+        log_joint = model.weigh(x, draw, view.label).log_weight()[0]
+        if broad is not None:
+            log_joint = torch.logaddexp(log_joint, broad.log_joint())
+        return damped(view, log_joint, self.label_rate)
+
+    def _resample(self, z: Tensor, log_weight: Tensor, broad: PriorDraws | None, label: Tensor | None) -> Tensor:
+        """Of the draws of q, z (K, B, D) of log weight (K, B), and those of the prior M for each example: (M, B, D)."""
+        if broad is not None:
+            z = torch.cat([z, broad.z[:, None].expand(-1, *z.shape[1:])])
+            log_weight = torch.cat([log_weight - math.log(self.samples), broad.log_weight(label)])
+        chosen = choose(log_weight.T[:, None].expand(-1, self.resampled, -1)).T
+        return z.gather(0, chosen[..., None].expand(-1, -1, z.shape[-1]))
 
     def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
         yield data_update(self, model, batch)
@@ -201,11 +228,6 @@ class ReweightedWakeSleep(DataObjective):
 def _with_label(view: View, loss: Tensor) -> Tensor:
     """The loss, and −log q(l|x) where labels are known."""
     return loss if view.log_label is None else loss - view.log_label
-
-
-def _drawn(logits: Tensor) -> Tensor:
-    """One of N candidates for each column of (N, B): (B,)."""
-    return choose(logits.T)
 
 
 def _take(values: Tensor, chosen: Tensor) -> Tensor:
