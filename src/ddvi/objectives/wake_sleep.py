@@ -30,8 +30,7 @@ def sleep_loss(model: LatentVariableModel, fantasies: Fantasies, levels: int | N
 
     In a model with labels, −log q(l|x) more, and z, a given the label.
     """
-    view = model.view(fantasies.x, fantasies.label)
-    return _with_label(view, -model.posterior.condition(view.features).log_bound(fantasies.z, levels))
+    return _sleep_loss(model, model.view(fantasies.x, fantasies.label), fantasies.z, levels)
 
 
 @final
@@ -174,7 +173,7 @@ class ReweightedWakeSleep(DataObjective):
             broad = PriorDraws.of(model, x, self.prior_samples) if self.prior_samples else None
         dreaming = self.sleep_weight > 0 and label is None
         fantasies = model.fantasise(self.fantasies * count) if dreaming else None
-        # Data and fantasies go through the encoder, and later through the posterior, together.
+        # Data and fantasies go through the encoder together.
         features = model.posterior.encode(x if fantasies is None else torch.cat([x, fantasies.x]))
         view = model.view_of(features[:count], label)
         classification = -view.log_label if view.log_label is not None else None
@@ -189,18 +188,14 @@ class ReweightedWakeSleep(DataObjective):
             terms = bound_terms(view, weights)
         if classification is not None:
             terms["classification"] = classification
-        known, pairs = view.features, z
-        dream = None if fantasies is None else (model.view_of(features[count:], fantasies.label), fantasies.z)
-        if dream:
-            known = torch.cat([known, dream[0].features])
-            pairs = torch.cat([pairs, dream[1].expand(self.resampled, -1, -1)], 1)
-        learnt = -model.posterior.condition(known).log_bound(pairs, self.levels).mean(0)
-        terms |= {"resampled_reconstruction": -model.likelihood.log_prob(x, z[0]), "wake": learnt[:count]}
-        loss = terms["resampled_reconstruction"] - model.prior.log_prob(z[0], view.label) + terms["wake"]
+        wake = -model.posterior.condition(view.features).log_bound(z, self.levels).mean(0)
+        terms |= {"resampled_reconstruction": -model.likelihood.log_prob(x, z[0]), "wake": wake}
+        loss = terms["resampled_reconstruction"] - model.prior.log_prob(z[0], view.label) + wake
         if classification is not None:
             loss = loss + classification
-        if dream:
-            terms["sleep"] = _with_label(dream[0], learnt[count:]).view(-1, count).mean(0)
+        if fantasies is not None:
+            dream = model.view_of(features[count:], fantasies.label)
+            terms["sleep"] = _sleep_loss(model, dream, fantasies.z, self.levels).view(-1, count).mean(0)
             loss = loss + self.sleep_weight * terms["sleep"]
         return loss, terms
 
@@ -225,8 +220,9 @@ class ReweightedWakeSleep(DataObjective):
         yield data_update(self, model, batch)
 
 
-def _with_label(view: View, loss: Tensor) -> Tensor:
-    """The loss, and −log q(l|x) where labels are known."""
+def _sleep_loss(model: LatentVariableModel, view: View, z: Tensor, levels: int | None) -> Tensor:
+    """`sleep_loss` of fantasies as the posterior sees them, with their latents (N, D)."""
+    loss = -model.posterior.condition(view.features).log_bound(z, levels)
     return loss if view.log_label is None else loss - view.log_label
 
 
