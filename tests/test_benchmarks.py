@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +14,13 @@ from typing import Any
 import pytest
 import torch
 
+import ddvi
 from ddvi.errors import InputError
+from ddvi.settings import resolve
 
 BATCH, HIDDEN, PIXELS, LATENT = 8, 32, 784, 2
 COMMON = {"prior": "pinwheel", "hidden_size": HIDDEN, "batch_size": BATCH, "device": "cpu"}
-MODULES = ("floor", "rates", "report", "scaling", "throughput")
+MODULES = ("floor", "rates", "report", "scaling", "semi_supervised", "targets", "throughput")
 
 
 @pytest.fixture(scope="module")
@@ -188,3 +191,71 @@ def test_what_is_wrong_is_refused_in_one_sentence(bench: SimpleNamespace, words:
     with pytest.raises(InputError, match=named) as refusal:
         bench.throughput.main(words.split())
     assert "\n" not in str(refusal.value)
+
+
+def test_fixed_targets_know_their_evidence(bench: SimpleNamespace) -> None:
+    """The weighted mean of draws that cover each target is its Z, and what it says of its modes."""
+    for name in ("mixture", "moons", "banana", "many_well_4"):
+        known = bench.targets.TARGETS[name]()
+        with ddvi.seeded(0, name):
+            width = 1.5 * known.scale
+            z = width * torch.randn(400_000, known.size)
+            log_base = torch.distributions.Normal(0.0, width).log_prob(z).sum(-1)
+        log_weight = known.log_joint(z) - log_base
+        share = log_weight.softmax(0)
+        effective = 1 / share.square().sum()
+        assert effective > 500, name
+        assert abs(log_weight.logsumexp(0) - math.log(len(z)) - known.log_evidence) < 5 / effective**0.5, name
+        found = share @ known.modes(z).float()
+        assert (found - known.weights).abs().max() < 5 * (0.25 / effective) ** 0.5, name
+        assert abs(known.weights.sum() - 1) < 1e-4, name
+
+
+def test_fixed_targets_are_measured(bench: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    bench.targets.main(["moons", "--by", "reweighted", "--steps", "2", "--json"])
+    row = json.loads(capsys.readouterr().out)
+    assert row["target"] == "moons"
+    assert row["error"] == pytest.approx(row["log_evidence"] - row["exact"])
+    assert 0 < row["effective_share"] <= 1
+    assert len(row["weights"]) == row["modes"] == 2
+
+
+def test_energy_distance_is_that_of_shifted_normals(bench: SimpleNamespace) -> None:
+    """E|X − Y| of normals a apart is that of a folded normal; both samples alike have none."""
+    pytest.importorskip("pyro")
+    distance = importlib.import_module("pyro_guides").distance
+    x, y = torch.randn(2, 4000, 1, generator=torch.Generator().manual_seed(0))
+    shift, scale = 2.0, 2**0.5
+    folded = scale * (2 / math.pi) ** 0.5 * math.exp(-((shift / scale) ** 2) / 2) + shift * math.erf(shift / 2)
+    exact = math.sqrt(2 * folded - 2 * scale * (2 / math.pi) ** 0.5)
+    assert distance(x, y + shift) == pytest.approx(exact, rel=0.05)
+    assert distance(x, y) < 0.1
+
+
+def test_guides_are_compared(bench: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("pyro")
+    script = importlib.import_module("pyro_guides")
+    script.main(["banana", "--steps", "3", "--particles", "4", "--nuts", "20", "--json"])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["guide"] for row in rows] == ["NUTS", *script.GUIDES]
+    assert all(math.isfinite(row["elbo"]) for row in rows[1:])
+
+
+def test_few_labels_are_searched_and_measured(bench: SimpleNamespace, tmp_path: Path, capsys: Any) -> None:
+    small = ["n_labels=40", "epochs=1", "hidden_size=16", "limit=200"]
+    common = ["--dataset", "digits", "--priors", "pinwheel", "--seeds", "1"]
+    bench.semi_supervised.main([*common, "--methods", "vae", "--search", "--held-out", "0.5", *small])
+    assert "accuracy 0." in capsys.readouterr().out
+    report = tmp_path / "table.md"
+    runs = ["--runs", str(tmp_path / "runs"), "--report", str(report)]
+    bench.semi_supervised.main([*common, "--methods", "labels_alone", "vae", *runs, *small])
+    rows = [line for line in report.read_text().splitlines() if line.startswith(("|  | labels", "| pinwheel"))]
+    assert [row.split("|")[2].strip() for row in rows] == ["labels_alone", "vae"]
+
+
+def test_held_out_labels_are_none_that_are_learnt_from(bench: SimpleNamespace) -> None:
+    settings = resolve("digits_semi", "vae_semi", "pinwheel", {"n_labels": "40"})
+    examples = bench.semi_supervised.Examples.of(settings, 0.5)
+    assert len(examples.labelled.label) == len(examples.held_out.label) == 20
+    both = torch.cat([examples.labelled.x, examples.held_out.x]).flatten(1)
+    assert len(both.unique(dim=0)) == 40
