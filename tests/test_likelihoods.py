@@ -162,3 +162,17 @@ def test_counts_become_floating_point_numbers_as_they_are():
     x = preprocessing.AsIs()(raw)
     assert x.dtype == torch.float64
     assert (x == raw).all()
+
+
+def test_pairs_of_an_own_likelihood_are_scored_in_pieces(monkeypatch):
+    monkeypatch.setattr("ddvi.likelihoods._PAIRED_ENTRIES", 25)
+    asked = []
+
+    def build(z):
+        asked.append(len(z))
+        return Independent(Normal(z, 1.0), 1)
+
+    x, z = torch.randn(3, 2), torch.randn(10, 2)
+    found = likelihoods.DistributionLikelihood(build, torch.Size([2])).pairwise_log_prob(x, z)
+    torch.testing.assert_close(found, Independent(Normal(z, 1.0), 1).log_prob(x[:, None]))
+    assert asked == [4, 4, 2]

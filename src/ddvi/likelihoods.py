@@ -23,6 +23,10 @@ from ddvi.drawn import DrawnDistribution
 from ddvi.errors import InputError
 
 
+_PAIRED_ENTRIES = 2**24
+"""How many entries of pairs (x, z) a distribution of a user's own is shown at once."""
+
+
 class Likelihood(nn.Module, abc.ABC):
     """p_θ(x | z) over observations of shape `event_shape`.
 
@@ -308,7 +312,8 @@ class DistributionLikelihood(Likelihood):
         return self(z).log_prob(x)
 
     def pairwise_log_prob(self, x: Tensor, z: Tensor) -> Tensor:
-        return self(z).log_prob(x[:, None])
+        at_once = max(1, _PAIRED_ENTRIES // max(1, x.numel()))
+        return torch.cat([self(part).log_prob(x[:, None]) for part in z.split(at_once)], 1)
 
 
 def means(likelihood: Likelihood, z: Tensor) -> Tensor:

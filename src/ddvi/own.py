@@ -52,7 +52,8 @@ def settings_of(
     allowed = {*_taken(method, chosen, posterior, objective), "device"}
     for name in given:
         check_name("setting of this posterior and objective", name, sorted(allowed))
-    options = {"hidden_size": _HIDDEN_SIZE, **given, "objective": named}
+    # Draws of the prior help for a small D alone, which isn't known yet.
+    options = {"hidden_size": _HIDDEN_SIZE, "prior_samples": 0, **given, "objective": named}
     return resolve("mnist", method, "gaussian", options)  # which has the general defaults
 
 
