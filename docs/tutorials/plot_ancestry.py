@@ -166,10 +166,10 @@ inference.fit(x, epochs=150, batch_size=100, lr=3e-3)
 # Clusters
 # --------
 #
-# Everyone's place is the posterior's mean, and the cluster the prior's most probable part there. Principal components
-# are those of the same standardised genotypes, with 0 for a missing call; k-means is told that there are three clusters,
-# as the prior is. ``nmi`` is the normalised mutual information of clusters and populations: 1 where they are the same,
-# 0 where one says nothing of the other.
+# Everyone's place is the posterior's mean, and the cluster the prior's most probable part there. Principal
+# components are those of the same standardised genotypes, with 0 for a missing call; k-means is told that there are
+# three clusters, as the prior is. ``nmi`` is the normalised mutual information of clusters and populations: 1 where
+# they are the same, 0 where one says nothing of the other.
 
 latents = inference.posterior(x).mean(500, seed=1)
 parts = prior.log_prob(latents, torch.arange(3)[:, None]).argmax(0).numpy()
