@@ -15,7 +15,7 @@ ELSEWHERE = {
     "CHANGELOG.md": "docs/changelog.md",
 }
 """Files outside of docs, and the pages that stand for them."""
-_TUTORIAL = re.compile(r"^docs/tutorials/(\w+)\.(?:py|rst)$")  # a script, whose page is made of it
+_TUTORIAL = re.compile(r"^docs/tutorials/(plot_\w+)\.py$")  # a script, and its page is made of it
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!https?:|#|mailto:)([^)#\s]+)(#[^)]*)?\)")
 
 
