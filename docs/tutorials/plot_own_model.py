@@ -150,10 +150,12 @@ plt.show()
 
 # %%
 # The bounds say how much is left to gain: the importance-weighted one tends to log p(x), so that its distance to the
-# evidence lower bound is about what the posterior misses.
+# evidence lower bound is about what the posterior misses. Its mean is far above its median, since late samples of fast
+# elimination are very exact in the logarithm: a few stray draws, which hardly show in the ranks, cost such a patient
+# many nats. Longer training makes them fewer; weighting draws by p(x, z) / q(z | x) takes them out.
 
-elbo, bound = checked.elbo(100, seed=0).value.mean(), checked.importance_weighted_bound(1000, seed=0).value.mean()
-print(f"evidence lower bound {elbo:.2f}, importance-weighted bound {bound:.2f} nats per patient")
+missed = checked.importance_weighted_bound(1000, seed=0).value - checked.elbo(100, seed=0).value
+print(f"missed per patient, in nats: median {missed.median():.2f}, mean {missed.mean():.2f}, most {missed.max():.2f}")
 
 # %%
 # Keeping it
