@@ -46,7 +46,7 @@ METHODS = {"vae": "a Gaussian", "nsf_vae": "a spline flow", "ddvi": "a diffusion
 SETTINGS = {"ddvi": {"steps": 5, "prior_samples": 256}}
 fits = {
     method: ddvi.Inference(prior, distances, method, hidden_size=64, **SETTINGS.get(method, {})).fit(
-        x, epochs=20, lr=6e-3
+        x, epochs=30, lr=6e-3
     )
     for method in METHODS
 }
@@ -88,10 +88,15 @@ for row, measured, log_evidence in zip(rows, shown, evidence, strict=True):
 plt.show()
 
 # %%
-# Contours are the exact posterior, dots draws of q, triangles the sensors. As far from both sensors, the source may
-# be above or below the line between them. A Gaussian that minimises KL(q ‖ p) avoids places where p is nearly 0: it
-# settles on one of two modes and says nothing of the other. That costs it at least log 2, since half of the
-# posterior is missing, and more where it doesn't fit the mode's shape.
+# Contours are the exact posterior, dots draws of q, triangles the sensors. As far from both sensors, the source may be
+# above or below the line between them. Gaussian and flow maximise the ELBO, which is to minimise KL(q ‖ p): such a q
+# avoids places where p is nearly 0, and may settle on one of two modes and say nothing of the other. That costs it
+# log 2, since half of the posterior is missing, and more where it doesn't fit the mode's shape.
+#
+# The diffusion model is trained by reweighted wake-sleep, which goes the other way and minimises KL(p ‖ q): it is the
+# missing of a mode that is dear. It keeps both, but is left with a few draws between them, where p is nearly 0, and
+# the ELBO counts each of these with many nats. So the gap alone doesn't say which posterior to prefer; the two kinds of
+# failure may have the same price.
 
 print(f"log 2 = {torch.tensor(2.0).log():.2f} nats")
 
@@ -122,8 +127,9 @@ for method, fit in fits.items():
     print(f"{METHODS[method]:<18} gap {gap.mean():.2f} ± {error:.2f} nats, marginal gap {marginal:.2f}")
 
 # %%
-# More draws close the gap: the importance-weighted bound of K draws is the ELBO for K = 1 and tends to log p(x), the
-# sooner the nearer q is to the posterior.
+# Importance weighting tells the two apart. The bound of K weighted draws is the ELBO for K = 1 and tends to log p(x).
+# Stray draws get no weight, so where q covers the posterior the bound closes soon; a mode that q never draws stays
+# missing, however many draws there are.
 
 counts = [2, 5, 20, 100, 500]
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
