@@ -47,7 +47,7 @@ PRIORS = ("pinwheel", "swiss_roll", "less_noisy_square")
 SETTINGS: dict[str, dict[str, str]] = {
     "vae": {"epochs": "4", "lr": "3e-3"},
     "iaf_vae": {"epochs": "4", "lr": "3e-3"},
-    "aae": {"epochs": "12", "lr": "2e-3"},
+    "aae": {"epochs": "8", "lr": "4e-3"},
     "ddvi": {"epochs": "4", "lr": "3e-3"},
 }
 """Of the runs: learning rates for so short a training, from a few runs on held-out labels of another seed; the

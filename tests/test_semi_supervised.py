@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.distributions import Categorical, MultivariateNormal, Normal
+from torch.distributions import MultivariateNormal, Normal
 
 from conftest import set_linear
 from ddvi import checkpoint, data, evaluation, figures, labels, runs
@@ -34,7 +34,7 @@ from ddvi.posteriors.gaussian import GaussianPosterior
 from ddvi.posteriors.hierarchical import HierarchicalPosterior
 from ddvi.posteriors.implicit import ImplicitPosterior
 from ddvi.priors import as_prior, make_prior
-from ddvi.randomness import seeded
+from ddvi.randomness import choose, seeded
 from ddvi.schedule import Phase, Schedule
 from ddvi.settings import resolve
 from ddvi.training import Interrupted, Trainer
@@ -351,7 +351,7 @@ def test_wake_sleep_with_labels_is_its_definition(name, levels):
 def reweighted_by_hand(model, x, label, samples):
     """z* of K candidates given a label (B,), what it teaches, and the bound on log q(z*|x, l)."""
     path = model.posterior(x, label).draw((samples,)).path
-    chosen = Categorical(logits=log_weight(model, x, path, label).detach().T).sample()
+    chosen = choose(log_weight(model, x, path, label).detach())
     z = torch.stack([path[0][k, n] for n, k in enumerate(chosen)]).detach()
     return z, -model.likelihood(z).log_prob(x) - model.prior.log_prob(z, label)
 
@@ -368,7 +368,7 @@ def test_reweighted_wake_sleep_with_labels_is_its_definition(name, label_rate):
     log_q = log_label(model, batch.x).T
     target = log_q.detach().exp() ** (1 - label_rate) * share**label_rate
     target = target / target.sum(0)
-    label = Categorical(logits=target.log().T).sample()
+    label = choose(target.log())
     z, unlabelled = reweighted_by_hand(model, batch.x, label, 6)
     wake = -model.posterior(batch.x, label).log_bound(z[None])[0]
     sleep = -model.posterior(dream_x, dream_label).log_bound(dream_z)
