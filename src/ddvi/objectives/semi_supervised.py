@@ -88,11 +88,12 @@ class SemiSupervised(Objective):
 
     def _without_labels(self, model: LatentVariableModel, x: Tensor) -> dict[str, Tensor]:
         """What q(l|x) of x (B, *event) learns without a label, (B,) each; what has no weight is left out."""
-        terms: dict[str, Tensor] = {}
         disturbed = self.agreement_weight > 0 and x.is_floating_point()
-        if disturbed or self.information_weight > 0:
-            with torch.set_grad_enabled(self.information_weight > 0):
-                log_label = model.classify(x)
+        if not disturbed and not self.information_weight > 0:
+            return {}
+        with torch.set_grad_enabled(self.information_weight > 0):
+            log_label = model.classify(x)
+        terms: dict[str, Tensor] = {}
         if disturbed:
             terms["agreement"] = self._disagreement(model, x, log_label.detach().exp())
         if self.information_weight > 0:
