@@ -72,9 +72,9 @@ _LABELS: Mapping[str, object] = {
 _ADVERSARIAL_LABELS = {
     **_LABELS,
     "lr": 4e-3,
-    "classifier_weight": 100.0,
-    "agreement_weight": 100.0,
-    "information_weight": 25.0,
+    "classifier_weight": 300.0,
+    "agreement_weight": 300.0,
+    "information_weight": 75.0,
 }
 """Chosen in the same way; q(l|x) is read off the latents there, which everything else pulls at too."""
 
