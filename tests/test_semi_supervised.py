@@ -24,7 +24,7 @@ from ddvi.objectives.adversarial import Adversarial
 from ddvi.objectives.base import Batch, Labelled, Objective
 from ddvi.objectives.elbo import ELBO, ImportanceWeighted, cross_entropy, damped
 from ddvi.objectives.prior_draws import PriorDraws
-from ddvi.objectives.semi_supervised import SemiSupervised, _unit
+from ddvi.objectives.semi_supervised import SemiSupervised, _steepness, _unit
 from ddvi.objectives.wake_sleep import ReweightedWakeSleep, WakeSleep
 from ddvi.objectives.warm_up import WarmUp
 from ddvi.posteriors.base import VARIANCE_FLOOR
@@ -471,6 +471,24 @@ def test_without_a_label_the_classifier_is_sure_of_each_and_even_over_all():
     losses = (update.loss.mean(), bounds.mean() + 3.0 * by_hand)
     found, expected = (torch.autograd.grad(loss, parameters) for loss in losses)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_direction_of_the_disturbance_is_that_of_the_cross_entropy():
+    before, logits = torch.randn(20, 5).log_softmax(1), torch.randn(20, 5, requires_grad=True)
+    after = logits.log_softmax(1)
+    found = torch.autograd.grad(_steepness(before, after).sum(), logits, retain_graph=True)[0]
+    exact = torch.autograd.grad(-(before.exp() * after).sum(), logits)[0]
+    torch.testing.assert_close(_unit(found), _unit(exact))
+
+
+def test_the_direction_is_found_where_the_classifier_is_as_good_as_certain():
+    logits = torch.tensor([[0.0, -200.0, -203.0]])
+    moved = (logits + torch.tensor([[0.0, 0.1, -0.1]])).requires_grad_()
+    (found,) = torch.autograd.grad(_steepness(logits.log_softmax(1), moved.log_softmax(1)).sum(), moved)
+    other = math.exp(-3) * math.expm1(-0.1) / math.expm1(0.1)
+    torch.testing.assert_close(found, torch.tensor([[-1 - other, 1.0, other]]))
+    assert not torch.autograd.grad(_steepness(moved.detach(), moved).sum(), moved)[0].any(), "nothing has changed"
 
 
 def test_however_sure_the_classifier_is_the_disturbance_has_its_length():

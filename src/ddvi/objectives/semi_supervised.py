@@ -95,23 +95,32 @@ class SemiSupervised(Objective):
             log_label = model.classify(x)
         terms: dict[str, Tensor] = {}
         if disturbed:
-            terms["agreement"] = self._disagreement(model, x, log_label.detach().exp())
+            terms["agreement"] = self._disagreement(model, x, log_label.detach())
         if self.information_weight > 0:
             label = log_label.exp()
             surplus = whole_mean(label).clamp_min(torch.finfo(label.dtype).tiny).log() + math.log(label.shape[1])
             terms["information"] = (label * (_BALANCE * surplus - log_label)).sum(1)
         return terms
 
-    def _disagreement(self, model: LatentVariableModel, x: Tensor, label: Tensor) -> Tensor:
-        """−Σ_l q̄(l|x) log q(l|x + r) of x (B, *event), with q̄ (B, C) as it is: (B,)."""
+    def _disagreement(self, model: LatentVariableModel, x: Tensor, log_label: Tensor) -> Tensor:
+        """−Σ_l q̄(l|x) log q(l|x + r) of x (B, *event), with log q̄ (B, C) as it is: (B,)."""
         probe = _unit(draw(torch.randn, x.shape, 0, device=x.device, dtype=x.dtype)).mul_(_PROBE).requires_grad_()
-        (steepest,) = torch.autograd.grad(_cross_entropy(label, model.classify(x + probe)).sum(), probe)
-        return _cross_entropy(label, model.classify(x + self.agreement_radius * _unit(steepest)))
+        (steepest,) = torch.autograd.grad(_steepness(log_label, model.classify(x + probe)).sum(), probe)
+        return -(log_label.exp() * model.classify(x + self.agreement_radius * _unit(steepest))).sum(1)
 
 
-def _cross_entropy(label: Tensor, log_label: Tensor) -> Tensor:
-    """Of tables (B, C): (B,)."""
-    return -(label * log_label).sum(1)
+def _steepness(before: Tensor, after: Tensor) -> Tensor:
+    """What has the gradient of −Σ_l q̄(l) log q(l) of log q̄ and log q (B, C), up to a positive factor: (B,).
+
+    With t the most probable label and η logits, that gradient is Σ_{l≠t} q̄(l) (q(l)/q̄(l) − 1) ∇(η_l − η_t). Where q̄ is
+    sure of t, all q̄(l) vanish in floating point; what they are to each other doesn't.
+    """
+    top = before.argmax(1, keepdim=True)
+    change = after.detach() - before
+    growth = torch.where(change > 0, change + (-torch.expm1(-change)).log(), (-torch.expm1(change)).log())
+    size = before.scatter(1, top, -torch.inf) + growth  # log |q̄(l) (q(l)/q̄(l) − 1)|
+    factor = (change.sign() * (size - size.amax(1, keepdim=True)).exp()).nan_to_num(0.0)
+    return (factor * (after - after.gather(1, top))).sum(1)
 
 
 def _unit(value: Tensor) -> Tensor:
