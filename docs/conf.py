@@ -12,8 +12,8 @@ author = "The ddvi developers"
 copyright = "the ddvi developers; MIT licence"
 version = release = __version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "_site"]
-exclude_patterns = ["_build", "_site"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_gallery.gen_gallery", "_site"]
+exclude_patterns = ["_build", "_site", "tutorials"]
 
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
@@ -26,6 +26,19 @@ python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 90
 add_module_names = False
 toc_object_entries = False
+
+# Tutorials are run, and one that fails stops the build. One that hasn't changed isn't run again, unless
+# -D sphinx_gallery_conf.run_stale_examples=True says so.
+sphinx_gallery_conf = {
+    "examples_dirs": "tutorials",
+    "gallery_dirs": "gallery",
+    "within_subsection_order": "FileNameSortKey",
+    "abort_on_example_error": True,
+    "capture_repr": (),
+    "download_all_examples": False,
+    "show_signature": False,
+    "write_computation_times": False,
+}
 
 html_theme = "furo"
 html_title = "ddvi"

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 import browser
 import ddvi
@@ -21,6 +22,7 @@ from ddvi.settings import FIELDS, resolve
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+TUTORIALS = sorted((DOCS / "tutorials").glob("plot_*.py"))
 PARTS = ("Generative process", "Posterior", "Objective", "Tasks", "Settings", "Source")
 
 pytest.importorskip("sphinx")
@@ -29,15 +31,21 @@ pytest.importorskip("myst_parser")
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, built as a reader would build it; a warning is an error."""
-    folder = tmp_path_factory.mktemp("site")
+def site(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The site, built as a reader would build it, once for all workers; a warning is an error."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own if worker_id == "master" else own.parent) / "site"
+    folder.mkdir(exist_ok=True)
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    words = ["-q", "-W", "--keep-going", "-d", str(folder / "doctrees"), str(DOCS), str(folder / "html")]
-    result = subprocess.run(
-        [sys.executable, "-m", "sphinx", *words], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
+    words = ["-q", "-W", "--keep-going", "-D", "sphinx_gallery_conf.run_stale_examples=True"]
+    words += ["-d", str(folder / "doctrees"), str(DOCS), str(folder / "html")]
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "result").exists():
+            result = subprocess.run(
+                [sys.executable, "-m", "sphinx", *words], env=environment, capture_output=True, text=True, timeout=900
+            )
+            (folder / "result").write_text("" if result.returncode == 0 else result.stdout + result.stderr)
+    assert not (folder / "result").read_text(), (folder / "result").read_text()
     return folder / "html"
 
 
@@ -82,6 +90,17 @@ def test_every_public_name_has_its_place_in_the_reference(site: Path) -> None:
     assert 'id="ddvi.sklearn.DDVI"' in pages
     for sign in ("Args:", "Raises:", "Returns:", "Example:"):
         assert sign not in pages, "a docstring's section that wasn't recognised"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", [path.stem for path in TUTORIALS])
+def test_tutorials_are_run_and_show_their_pictures(site: Path, script: str) -> None:
+    page = site / f"gallery/{script}.html"
+    wanted = (DOCS / f"tutorials/{script}.py").read_text().count("plt.show()")
+    pictures = re.findall(rf'src="(\.\./_images/sphx_glr_{script}_\d+\.png)"', page.read_text())
+    assert len(set(pictures)) == wanted > 0
+    assert all((page.parent / picture).stat().st_size > 10_000 for picture in pictures)
+    assert "Traceback" not in text(page)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ ELSEWHERE = {
     "CHANGELOG.md": "docs/changelog.md",
 }
 """Files outside of docs, and the pages that stand for them."""
+_TUTORIAL = re.compile(r"^docs/tutorials/(plot_\w+)\.py$")  # a script, and its page is made of it
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!https?:|#|mailto:)([^)#\s]+)(#[^)]*)?\)")
 
 
@@ -45,8 +46,8 @@ def rewritten(text: str, file: Path, page: Path) -> str:
     def link(found: re.Match[str]) -> str:
         label, target, anchor = found[1], found[2], found[3] or ""
         place = Path(os.path.normpath(file.parent / target)).relative_to(ROOT).as_posix()
-        place = ELSEWHERE.get(place, place)
-        if place.startswith("docs/") and place.endswith(".md"):
+        place = _TUTORIAL.sub(r"docs/gallery/\1.rst", ELSEWHERE.get(place, place))
+        if place.startswith("docs/") and place.endswith((".md", ".rst")):
             anchor = "" if place == "docs/index.md" else anchor
             return f"[{label}]({os.path.relpath(ROOT / place, page.parent)}{anchor})"
         return f"`{place}`" if label.strip("`") == place else f"{label} (`{place}`)"
