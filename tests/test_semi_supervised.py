@@ -516,6 +516,19 @@ def test_an_adversarial_encoder_learns_labels_too():
 
 
 @pytest.mark.usefixtures("float64")
+def test_at_a_temperature_labels_learn_as_a_power_of_themselves():
+    model, batch = make_model("gaussian"), make_batch()
+    objective = SemiSupervised(ELBO(2), WEIGHT, information_weight=3.0, temperature=5.0)
+    (update,) = objective.updates(model, batch)
+    flat = log_label(model, batch.x).exp() ** 0.2
+    flat = flat / flat.sum(1, keepdim=True)
+    average = flat.mean(0)
+    by_hand = -(flat * flat.log()).sum(1).mean() + 4 * (average * (3 * average).log()).sum()
+    torch.testing.assert_close(update.terms["information"].mean(), by_hand)
+    torch.testing.assert_close(update.terms["labelled_classification"], classification(model, batch.labelled))
+
+
+@pytest.mark.usefixtures("float64")
 def test_warm_up_with_labels_is_the_bound_of_the_simpler_chain():
     model, batch = make_model("diffusion"), make_batch()
     wake, sleep = losses(WarmUp(kl_weight=0.5), model, batch)

@@ -75,6 +75,9 @@ class Settings:
     information_weight: float = setting(
         0.0, "semi-supervised: weight of q(l|x) being sure of each x and, on average, as p(l)", minimum=0
     )
+    label_temperature: float = setting(
+        1.0, "semi-supervised: temperature at which q(l|x) learns beside the bound; 20 in aae", above=0
+    )
     label_rate: float = setting(
         1.0, "semi-supervised: how far q(l|x) goes towards the decoder's verdict at once", minimum=0, maximum=1
     )

@@ -41,7 +41,9 @@ _BALANCE = 4.0
 class SemiSupervised(Objective):
     """`inner` on unlabelled and on labelled data; what it does beside data (sleep) happens once.
 
-    An adversarial objective tells both kinds of data apart itself, and gains what makes q(l|x) learn.
+    An adversarial objective tells both kinds of data apart itself, and gains what makes q(l|x) learn. Its q(l|x)
+    follows from a prior whose parts are thin, so that it is sure nearly everywhere, and one example between two parts
+    outweighs all others; at a temperature τ it learns as q(l|x)^(1/τ), whose most probable label is the same.
 
     Args:
         inner: the objective on data.
@@ -50,6 +52,7 @@ class SemiSupervised(Objective):
             numbers, can't be disturbed and have no such term.
         agreement_radius: length of r, in units of x.
         information_weight: of H(q(l|x)) + 4 KL( q̄(l) ‖ p(l) ) of unlabelled examples, in nats; q̄ is the batch's.
+        temperature: τ, in agreement and information, and where there is no classifier in log q(l|x) too.
     """
 
     inner: Objective
@@ -57,6 +60,7 @@ class SemiSupervised(Objective):
     agreement_weight: float = 0.0
     agreement_radius: float = 1.0
     information_weight: float = 0.0
+    temperature: float = 1.0
 
     def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
         labelled = batch.labelled
@@ -77,7 +81,7 @@ class SemiSupervised(Objective):
             loss = loss + told
             terms |= {f"labelled_{name}": value for name, value in named.items()}
         else:
-            log_label = model.classify(labelled.x)
+            log_label = self._classify(model, labelled.x)
             terms["labelled_classification"] = -log_label.gather(1, labelled.label[:, None])[:, 0]
         loss = loss + self.classifier_weight * terms["labelled_classification"]
         weights = {"agreement": self.agreement_weight, "information": self.information_weight}
@@ -92,7 +96,7 @@ class SemiSupervised(Objective):
         if not disturbed and not self.information_weight > 0:
             return {}
         with torch.set_grad_enabled(self.information_weight > 0):
-            log_label = model.classify(x)
+            log_label = self._classify(model, x)
         terms: dict[str, Tensor] = {}
         if disturbed:
             terms["agreement"] = self._disagreement(model, x, log_label.detach())
@@ -105,8 +109,14 @@ class SemiSupervised(Objective):
     def _disagreement(self, model: LatentVariableModel, x: Tensor, log_label: Tensor) -> Tensor:
         """−Σ_l q̄(l|x) log q(l|x + r) of x (B, *event), with log q̄ (B, C) as it is: (B,)."""
         probe = _unit(draw(torch.randn, x.shape, 0, device=x.device, dtype=x.dtype)).mul_(_PROBE).requires_grad_()
-        (steepest,) = torch.autograd.grad(_steepness(log_label, model.classify(x + probe)).sum(), probe)
-        return -(log_label.exp() * model.classify(x + self.agreement_radius * _unit(steepest))).sum(1)
+        (steepest,) = torch.autograd.grad(_steepness(log_label, self._classify(model, x + probe)).sum(), probe)
+        disturbed = self._classify(model, x + self.agreement_radius * _unit(steepest))
+        return -(log_label.exp() * disturbed).sum(1)
+
+    def _classify(self, model: LatentVariableModel, x: Tensor) -> Tensor:
+        """log q(l|x) at the temperature of x (B, *event): (B, C)."""
+        log_label = model.classify(x)
+        return log_label if self.temperature == 1 else (log_label / self.temperature).log_softmax(1)
 
 
 def _steepness(before: Tensor, after: Tensor) -> Tensor:
