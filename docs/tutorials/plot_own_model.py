@@ -24,14 +24,13 @@ import ddvi
 # ---------
 #
 # Its latents are the rates of absorption and elimination and the volume of distribution. All three are positive, and
-# differ between patients by about a factor of two. With :math:`d = k_a - k_e` the concentration is
+# differ between patients. With :math:`s` the slower rate and :math:`d` the difference of the two, the concentration is
 #
 # .. math::
 #
-#     c(t) = \frac{\text{dose}}{V}\, k_a\, e^{-k_e t}\, \frac{1 - e^{-d t}}{d},
+#     c(t) = \frac{\text{dose}}{V}\, k_a\, e^{-s t}\, \frac{1 - e^{-d t}}{d},
 #
-# measured with an error of a few per cent of itself. A prior and a function to the distribution of x is all that is
-# needed.
+# measured with an error in proportion to it. A prior and a function to the distribution of x is all that is needed.
 
 NAMES = ("absorption, 1/h", "elimination, 1/h", "volume, l")
 HOURS = torch.tensor([0.5, 1.0, 2.0, 4.0, 8.0, 12.0])
@@ -40,17 +39,17 @@ DOSE, ERROR = 100.0, 0.15
 prior = Independent(LogNormal(torch.tensor([1.0, 0.5, 20.0]).log(), torch.tensor([0.7, 0.7, 0.6])), 1)
 
 
-def concentration(z: Tensor, hours: Tensor) -> Tensor:
-    """mg/l, (*, hours), of patients z (*, 3)."""
+def log_concentration(z: Tensor, hours: Tensor) -> Tensor:
+    """log c in mg/l, (*, hours), of patients z (*, 3)."""
     absorption, elimination, volume = z.unsqueeze(-1).unbind(-2)
-    elapsed = (absorption - elimination) * hours
-    elapsed = torch.where(elapsed.abs() < 1e-3, 1e-3, elapsed)  # the limit at equal rates
-    return DOSE / volume * absorption * (-elimination * hours).exp() * hours * -torch.expm1(-elapsed) / elapsed
+    slower, difference = torch.minimum(absorption, elimination), (absorption - elimination).abs() + 1e-4
+    reached = -torch.expm1(-difference * hours) / difference
+    return (DOSE / volume * absorption).log() - slower * hours + reached.log()
 
 
 def samples(z: Tensor) -> Independent:
     """p(x | z)."""
-    return Independent(LogNormal(concentration(z, HOURS).log(), ERROR), 1)
+    return Independent(LogNormal(log_concentration(z, HOURS), ERROR), 1)
 
 
 # %%
@@ -100,7 +99,7 @@ for name, draws in (("ddvi", z), ("exact", exact)):
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
 hours = torch.linspace(0.05, 14, 100)
-curves = concentration(z[:100], hours)
+curves = log_concentration(z[:100], hours).exp()
 left.plot(hours, curves.T, color="#0072B2", alpha=0.08, linewidth=1)
 low, high = again.quantile(torch.tensor([0.05, 0.95]), 0)
 left.vlines(HOURS, low, high, color="#0072B2", linewidth=3, alpha=0.5, label="new samples, 90%")

@@ -123,6 +123,7 @@ for (name, sites), colour in zip(draws.items(), ("#D55E00", "#0072B2"), strict=T
     right.hist(sites["change"].flatten(), bins, density=True, color=colour, alpha=0.45, label=name)
 right.plot(grid[2], exact, color="#333333", linewidth=1.5, label="exact, by a grid")
 right.set(title="the year of change", xlabel="year", ylabel="posterior density", xlim=(1880, 1900))
+right.set_xticks(range(1880, 1901, 5))
 right.legend(frameon=False)
 for axes in (left, right):
     axes.spines[["top", "right"]].set_visible(False)
