@@ -34,7 +34,7 @@ print(diagnosis.value_counts().to_string())
 # Most columns are skewed, which a power transform takes out. ``DDVI`` is an estimator as any other: it stands at
 # the end of a pipeline, and gives tables where it is asked to.
 
-pipeline = make_pipeline(PowerTransformer(), DDVI(prior="gaussian", epochs=60, lr=3e-3, hidden_size=64, random_state=0))
+pipeline = make_pipeline(PowerTransformer(), DDVI(prior="gaussian", epochs=30, lr=4e-3, hidden_size=64, random_state=0))
 embedding = pipeline.set_output(transform="pandas").fit_transform(table)
 embedding["diagnosis"] = diagnosis
 print(embedding.head().round(2).to_string())

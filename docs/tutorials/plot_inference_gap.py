@@ -46,7 +46,7 @@ METHODS = {"vae": "a Gaussian", "nsf_vae": "a spline flow", "ddvi": "a diffusion
 SETTINGS = {"ddvi": {"steps": 5, "prior_samples": 256}}
 fits = {
     method: ddvi.Inference(prior, distances, method, hidden_size=64, **SETTINGS.get(method, {})).fit(
-        x, epochs=30, lr=5e-3
+        x, epochs=20, lr=6e-3
     )
     for method in METHODS
 }

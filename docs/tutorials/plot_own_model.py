@@ -70,16 +70,17 @@ patients, held_out = x[:2000], x[2000:]
 # What is learnt is a network from samples to a posterior. ``validation`` patients are held out to watch the bound.
 
 inference = ddvi.Inference(prior, samples, hidden_size=64, steps=5, seed=0)
-inference.fit(patients, validation=200, epochs=60, lr=4e-3)
+inference.fit(patients, validation=200, epochs=30, lr=6e-3)
 print({name: round(value, 2) for name, value in inference.history[-1].items() if isinstance(value, float)})
 
 # %%
 # One patient
 # -----------
 #
-# Fast absorption with slow elimination and slow absorption with fast elimination give the same curve, where the volume
-# goes along: :math:`(k_a, k_e, V)` and :math:`(k_e, k_a, V k_e / k_a)` can't be told apart by any number of samples.
-# Pharmacologists know this as flip-flop kinetics. So the posterior has two modes, whose weights are the prior's.
+# Fast absorption with slow elimination and slow absorption with fast elimination give the same curve, where the
+# volume goes along: :math:`(k_a, k_e, V)` and :math:`(k_e, k_a, V k_e / k_a)` can't be told apart by any number of
+# samples. Pharmacologists know this as flip-flop kinetics. So the posterior has two modes, whose weights are the
+# prior's, and where they are close a bent ridge joins them across the dotted line of equal rates.
 #
 # With three latents there is a slow way to check: many draws of the prior, resampled in proportion to p(x | z).
 
@@ -109,7 +110,15 @@ left.legend(frameon=False)
 right.scatter(*exact[:, :2].T, s=9, marker="s", color="#999999", alpha=0.6, linewidths=0, label="exact")
 right.scatter(*z[:, :2].T, s=9, color="#0072B2", alpha=0.6, linewidths=0, label="ddvi")
 right.axline((0.1, 0.1), (1.0, 1.0), color="#333333", linewidth=1, linestyle=":")
-right.set(title="draws of the posterior", xlabel=NAMES[0], ylabel=NAMES[1], xscale="log", yscale="log", aspect="equal")
+right.set(
+    title="draws of the posterior",
+    xlabel=NAMES[0],
+    ylabel=NAMES[1],
+    xscale="log",
+    yscale="log",
+    xlim=(0.3, 4),
+    ylim=(0.3, 4),
+)
 right.legend(frameon=False, markerscale=2)
 for axes in (left, right):
     axes.spines[["top", "right"]].set_visible(False)
@@ -141,10 +150,12 @@ plt.show()
 
 # %%
 # The bounds say how much is left to gain: the importance-weighted one tends to log p(x), so that its distance to the
-# evidence lower bound is about what the posterior misses.
+# evidence lower bound is about what the posterior misses. Its mean is far above its median, since late samples of fast
+# elimination are very exact in the logarithm: a few stray draws, which hardly show in the ranks, cost such a patient
+# many nats. Longer training makes them fewer; weighting draws by p(x, z) / q(z | x) takes them out.
 
-elbo, bound = checked.elbo(100, seed=0).value.mean(), checked.importance_weighted_bound(1000, seed=0).value.mean()
-print(f"evidence lower bound {elbo:.2f}, importance-weighted bound {bound:.2f} nats per patient")
+missed = checked.importance_weighted_bound(1000, seed=0).value - checked.elbo(100, seed=0).value
+print(f"missed per patient, in nats: median {missed.median():.2f}, mean {missed.mean():.2f}, most {missed.max():.2f}")
 
 # %%
 # Keeping it
