@@ -67,9 +67,9 @@ def mines() -> None:
 # They differ in one line. The loss is minus the bound on log p(x), averaged here over many draws.
 
 
-def fit(guide: AutoGuide, steps: int = 600) -> float:
+def fit(guide: AutoGuide, steps: int = 1200) -> float:
     """Train a guide, and return its bound."""
-    optimizer = ClippedAdam({"lr": 0.03, "lrd": 0.02 ** (1 / steps)})
+    optimizer = ClippedAdam({"lr": 0.02, "lrd": 0.02 ** (1 / steps)})
     svi = SVI(mines, guide, optimizer, Trace_ELBO(num_particles=4))
     for _ in range(steps):
         svi.step()
