@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddvi import data, evaluation, runs
+from ddvi import catalogue, data, evaluation, runs
 from ddvi.arithmetic import processor
 from ddvi.composition import build_model, make_schedule, observe
 from ddvi.evidence import exact_log_likelihood
@@ -47,7 +47,7 @@ PRIORS = ("pinwheel", "swiss_roll", "less_noisy_square")
 SETTINGS: dict[str, dict[str, str]] = {
     "vae": {"epochs": "4", "lr": "3e-3"},
     "iaf_vae": {"epochs": "4", "lr": "3e-3"},
-    "aae": {"epochs": "12", "lr": "2e-3"},
+    "aae": {"epochs": "8", "lr": "4e-3"},
     "ddvi": {"epochs": "4", "lr": "3e-3"},
 }
 """Of the runs: learning rates for so short a training, from a few runs on held-out labels of another seed; the
@@ -77,7 +77,7 @@ class Examples:
     @classmethod
     def of(cls, settings: Settings, share: float = 0.0) -> Examples:
         """As `runs.train` draws them; `share` of the labels is held out."""
-        dataset = data.load(settings.dataset, settings.data_root or None, settings.seed)
+        dataset = data.load(settings.dataset, settings.data_root or None, settings.seed, settings.limit or None)
         rows, _ = data.split_validation(dataset, settings.validation, settings.seed)
         assert dataset.train_y is not None
         x, labels, classes = dataset.train_x[rows], dataset.train_y[rows], len(dataset.classes)
@@ -225,7 +225,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data-root", default="", help="folder with MNIST; downloaded into a cache if left out")
     parser.add_argument("--dataset", default="mnist")
     parser.add_argument("--methods", nargs="+", default=[LABELS_ALONE, *METHODS], choices=[LABELS_ALONE, *METHODS])
-    parser.add_argument("--priors", nargs="+", default=list(PRIORS), help="the first with all seeds, others with one")
+    about = "the first with all seeds, others with one"
+    parser.add_argument("--priors", nargs="+", default=list(PRIORS), choices=catalogue.PRIORS, help=about)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--runs", type=Path, default=Path("runs/semi_supervised"))

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
-from torch.distributions import Categorical, MultivariateNormal
+from torch.distributions import MultivariateNormal
 from torch.nn.functional import logsigmoid
 
 from ddvi.errors import InputError
@@ -27,7 +27,7 @@ from ddvi.posteriors.gaussian import GaussianPosterior
 from ddvi.posteriors.hierarchical import HierarchicalPosterior
 from ddvi.posteriors.implicit import ImplicitPosterior
 from ddvi.priors import make_prior
-from ddvi.randomness import choose
+from ddvi.randomness import choose, resample
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -162,7 +162,7 @@ def test_reweighted_wake_sleep_resamples_and_scores(name, sleep_weight):
     dreamt, known, _ = model.fantasise(7) if sleep_weight else (None, None, None)
     with torch.no_grad():
         draw = model.posterior(batch.x).draw((6,))
-        chosen = Categorical(logits=log_weight(model, batch.x, draw).T).sample()
+        chosen = choose(log_weight(model, batch.x, draw))
         z = torch.stack([draw.z[k, n] for n, k in enumerate(chosen)])
     bound = model.posterior(batch.x).log_bound(z[None])[0]
     loss = -model.likelihood(z).log_prob(batch.x) - model.prior.log_prob(z) - bound
@@ -183,7 +183,7 @@ def test_draws_of_the_prior_that_the_batch_shares_compete_with_those_of_the_post
         own = log_weight(model, batch.x, draw).T - math.log(4)
         broad = torch.stack([model.likelihood(z).log_prob(batch.x) for z in shared], 1) - math.log(9)
         weight = torch.cat([own, broad], 1)
-        chosen = Categorical(logits=weight[:, None].expand(7, 3, 13)).sample()
+        chosen = resample(weight.T, 3).T
         z = torch.stack([torch.cat([draw.z[:, n], shared])[chosen[n]] for n in range(7)], 1)
     assert 0 < (chosen < 4).sum() < chosen.numel(), "the test has lost its power"
     wake = -model.posterior(batch.x).log_bound(z).mean(0)
@@ -345,4 +345,4 @@ def test_a_model_that_has_overflown_has_a_loss_that_says_so(objective):
 
 def test_a_weight_that_is_no_number_loses_to_any_that_is():
     log_weight = torch.tensor([[math.nan, -math.inf, 0.0], [math.nan, -1e4, math.nan], [math.nan] * 3])
-    assert choose(log_weight)[:2].tolist() == [2, 1]
+    assert choose(log_weight.T)[:2].tolist() == [2, 1]

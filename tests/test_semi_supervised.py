@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.distributions import Categorical, MultivariateNormal, Normal
+from torch.distributions import MultivariateNormal, Normal
 
 from conftest import set_linear
 from ddvi import checkpoint, data, evaluation, figures, labels, runs
@@ -24,7 +24,7 @@ from ddvi.objectives.adversarial import Adversarial
 from ddvi.objectives.base import Batch, Labelled, Objective
 from ddvi.objectives.elbo import ELBO, ImportanceWeighted, cross_entropy, damped
 from ddvi.objectives.prior_draws import PriorDraws
-from ddvi.objectives.semi_supervised import SemiSupervised, _unit
+from ddvi.objectives.semi_supervised import SemiSupervised, _steepness, _unit
 from ddvi.objectives.wake_sleep import ReweightedWakeSleep, WakeSleep
 from ddvi.objectives.warm_up import WarmUp
 from ddvi.posteriors.base import VARIANCE_FLOOR
@@ -34,7 +34,7 @@ from ddvi.posteriors.gaussian import GaussianPosterior
 from ddvi.posteriors.hierarchical import HierarchicalPosterior
 from ddvi.posteriors.implicit import ImplicitPosterior
 from ddvi.priors import as_prior, make_prior
-from ddvi.randomness import seeded
+from ddvi.randomness import choose, seeded
 from ddvi.schedule import Phase, Schedule
 from ddvi.settings import resolve
 from ddvi.training import Interrupted, Trainer
@@ -351,7 +351,7 @@ def test_wake_sleep_with_labels_is_its_definition(name, levels):
 def reweighted_by_hand(model, x, label, samples):
     """z* of K candidates given a label (B,), what it teaches, and the bound on log q(z*|x, l)."""
     path = model.posterior(x, label).draw((samples,)).path
-    chosen = Categorical(logits=log_weight(model, x, path, label).detach().T).sample()
+    chosen = choose(log_weight(model, x, path, label).detach())
     z = torch.stack([path[0][k, n] for n, k in enumerate(chosen)]).detach()
     return z, -model.likelihood(z).log_prob(x) - model.prior.log_prob(z, label)
 
@@ -368,7 +368,7 @@ def test_reweighted_wake_sleep_with_labels_is_its_definition(name, label_rate):
     log_q = log_label(model, batch.x).T
     target = log_q.detach().exp() ** (1 - label_rate) * share**label_rate
     target = target / target.sum(0)
-    label = Categorical(logits=target.log().T).sample()
+    label = choose(target.log())
     z, unlabelled = reweighted_by_hand(model, batch.x, label, 6)
     wake = -model.posterior(batch.x, label).log_bound(z[None])[0]
     sleep = -model.posterior(dream_x, dream_label).log_bound(dream_z)
@@ -473,6 +473,24 @@ def test_without_a_label_the_classifier_is_sure_of_each_and_even_over_all():
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.usefixtures("float64")
+def test_the_direction_of_the_disturbance_is_that_of_the_cross_entropy():
+    before, logits = torch.randn(20, 5).log_softmax(1), torch.randn(20, 5, requires_grad=True)
+    after = logits.log_softmax(1)
+    found = torch.autograd.grad(_steepness(before, after).sum(), logits, retain_graph=True)[0]
+    exact = torch.autograd.grad(-(before.exp() * after).sum(), logits)[0]
+    torch.testing.assert_close(_unit(found), _unit(exact))
+
+
+def test_the_direction_is_found_where_the_classifier_is_as_good_as_certain():
+    logits = torch.tensor([[0.0, -200.0, -203.0]])
+    moved = (logits + torch.tensor([[0.0, 0.1, -0.1]])).requires_grad_()
+    (found,) = torch.autograd.grad(_steepness(logits.log_softmax(1), moved.log_softmax(1)).sum(), moved)
+    other = math.exp(-3) * math.expm1(-0.1) / math.expm1(0.1)
+    torch.testing.assert_close(found, torch.tensor([[-1 - other, 1.0, other]]))
+    assert not torch.autograd.grad(_steepness(moved.detach(), moved).sum(), moved)[0].any(), "nothing has changed"
+
+
 def test_however_sure_the_classifier_is_the_disturbance_has_its_length():
     gradient = torch.tensor([3.0, -4.0]) * torch.tensor([[1e30], [1.0], [1e-30], [0.0]])
     expected = torch.tensor([0.6, -0.8]) * torch.tensor([[1.0], [1.0], [1.0], [0.0]])
@@ -495,6 +513,19 @@ def test_an_adversarial_encoder_learns_labels_too():
     log_part = model.prior.log_prob(z[:, None], torch.arange(3)).log_softmax(-1)
     own = -log_part.gather(1, batch.labelled.label[:, None])[:, 0]
     assert_loss(both[1], plain[1].loss + WEIGHT * own)
+
+
+@pytest.mark.usefixtures("float64")
+def test_at_a_temperature_labels_learn_as_a_power_of_themselves():
+    model, batch = make_model("gaussian"), make_batch()
+    objective = SemiSupervised(ELBO(2), WEIGHT, information_weight=3.0, temperature=5.0)
+    (update,) = objective.updates(model, batch)
+    flat = log_label(model, batch.x).exp() ** 0.2
+    flat = flat / flat.sum(1, keepdim=True)
+    average = flat.mean(0)
+    by_hand = -(flat * flat.log()).sum(1).mean() + 4 * (average * (3 * average).log()).sum()
+    torch.testing.assert_close(update.terms["information"].mean(), by_hand)
+    torch.testing.assert_close(update.terms["labelled_classification"], classification(model, batch.labelled))
 
 
 @pytest.mark.usefixtures("float64")

@@ -8,7 +8,7 @@ import pytest
 
 from ddvi.catalogue import OBJECTIVES
 from ddvi.errors import InputError
-from ddvi.methods import METHODS
+from ddvi.methods import METHODS, PAPER
 from ddvi.settings import FIELDS, OBJECTIVE_SETTINGS, Settings, convert, deviations, idle, resolve
 
 
@@ -140,3 +140,10 @@ def test_the_studys_preset_keeps_what_labels_need_and_the_papers_does_not() -> N
     assert (study.label_rate, study.agreement_weight) == (usual.label_rate, usual.agreement_weight)
     assert usual.label_rate < 1
     assert (paper.label_rate, paper.agreement_weight) == (1, 0)
+
+
+def test_learning_rates_are_those_of_data_that_they_were_searched_for() -> None:
+    assert resolve("mnist", "ddvi", "pinwheel").lr == METHODS["ddvi"].learning_rates["reweighted_wake_sleep"]
+    assert resolve("cifar", "ddvi", "pinwheel").lr == FIELDS["lr"].default
+    assert resolve("cifar_semi", "vae_semi", "pinwheel").lr == FIELDS["lr"].default
+    assert resolve("cifar_semi", "vae_semi", "pinwheel", {"preset": "paper"}).lr == PAPER["lr"]

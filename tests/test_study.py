@@ -96,6 +96,7 @@ def test_stored_studies_and_files(tmp_path: Path) -> None:
         "mnist_limit": 3,
         "mnist_frozen_decoder": 30,
         "mnist_ablations": 29,
+        "mnist_equal_time": 18,
     }
     for name in study.stored():
         assert len(study.read([name]).members) == sizes.get(name, 54)

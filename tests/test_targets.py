@@ -9,10 +9,10 @@ from torch.distributions import Gamma, Independent, MultivariateNormal, Normal, 
 import ddvi
 from ddvi.annealing import anneal
 from ddvi.errors import InputError
-from ddvi.objectives.reweighted import effective_share, propose, resample
+from ddvi.objectives.reweighted import effective_share, propose
 from ddvi.posteriors.base import VARIANCE_FLOOR
 from ddvi.posteriors.gaussian import GaussianPosterior
-from ddvi.randomness import random_state
+from ddvi.randomness import random_state, resample
 
 SMALL = {"steps": 4, "denoiser_size": 32, "denoiser_layers": 2}
 LOG_Z = 3.5
@@ -155,6 +155,14 @@ def test_systematic_resampling_gives_each_candidate_its_share():
     counts = torch.nn.functional.one_hot(resample(weight.log(), 1001), 4).sum(0).T
     assert ((counts - 1001 * weight).abs() < 1).all()
     assert effective_share(weight.log()).tolist() == pytest.approx([1 / 0.345 / 4, 1.0])
+
+
+def test_every_one_of_those_resampled_is_a_fair_draw():
+    weight = torch.tensor([0.1, 0.5, 0.15, 0.25])
+    chosen = resample(weight.log()[:, None].expand(-1, 40_000), 3)
+    for each in chosen:
+        share = torch.nn.functional.one_hot(each, 4).double().mean(0)
+        assert ((share - weight).abs() < 4 * (weight * (1 - weight) / 40_000).sqrt()).all()
 
 
 def test_particles_reach_both_wells_and_estimate_the_evidence():

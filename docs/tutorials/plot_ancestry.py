@@ -101,15 +101,13 @@ print(f"{(genotypes == MISSING).mean():.1%} of the calls are missing")
 # The model
 # ---------
 #
-# A decoder gives the frequency :math:`p_s(z)` of the derived allele at each site, and each of the two chromosomes has
-# it with that probability. A missing call isn't counted:
+# A decoder gives the frequency p_s(z) of the derived allele at each site s, and each of the two chromosomes has it with
+# that probability. A missing call isn't counted::
 #
-# .. math::
+#     log p(x | z) = Σ_s log Binomial(x_s; 2, p_s(z))    over sites that were called
 #
-#     \log p(x \mid z) = \sum_{s\ \text{called}} \log \text{Binomial}(x_s;\, 2,\, p_s(z))
-#
-# This is an exponential family, in :math:`T(x) = (x_s, 1)` at called sites and 0 at the others, and
-# :math:`\eta(z) = (\text{logit}\, p_s, 2 \log(1 - p_s))`. Said so, scores of many pairs are one matrix product.
+# This is an exponential family, in T(x) = (x_s, 1) at called sites and 0 at the others, and
+# η(z) = (logit p_s, 2 log(1 − p_s)). Said so, scores of many pairs are one matrix product.
 
 
 class GenotypeLikelihood(ddvi.ExponentialFamily):

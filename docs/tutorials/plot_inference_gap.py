@@ -57,10 +57,10 @@ fits = {
 #
 # For any q, the evidence of an observation falls into two parts:
 #
-# .. math::
+# ::
 #
-#     \log p(x) = \underbrace{\mathbb{E}_q\left[\log p(x, z) - \log q(z \mid x)\right]}_{\text{ELBO}}
-#               + \underbrace{\text{KL}\left(q(z \mid x) \,\|\, p(z \mid x)\right)}_{\text{inference gap}}
+#     log p(x) = E_q[ log p(x, z) − log q(z | x) ]  +  KL( q(z | x) ‖ p(z | x) )
+#                the ELBO                              the inference gap
 #
 # The second part is never negative, and 0 only where q is the posterior. So the ELBO is a lower bound, and the gap says
 # in nats how far q is from the truth. It can't be seen from the ELBO alone; it takes log p(x), which
@@ -104,11 +104,9 @@ print(f"log 2 = {torch.tensor(2.0).log():.2f} nats")
 # A diffusion posterior has a gap of two parts. Its bound is over whole paths, q(z, a | x) against p(z | x) r(a |
 # z), and the gap of the paths is never below that of z alone:
 #
-# .. math::
+# ::
 #
-#     \text{KL}\left(q(z, a \mid x) \,\|\, p(z \mid x)\, r(a \mid z)\right)
-#     = \text{KL}\left(q(z \mid x) \,\|\, p(z \mid x)\right)
-#     + \mathbb{E}_q\, \text{KL}\left(q(a \mid z, x) \,\|\, r(a \mid z)\right)
+#     KL( q(z, a | x) ‖ p(z | x) r(a | z) ) = KL( q(z | x) ‖ p(z | x) ) + E_q KL( q(a | z, x) ‖ r(a | z) )
 #
 # The first part, the marginal gap, is what the draws show; the second is lost in the bound alone. Both are averaged
 # here over measurements that no posterior was trained on. log q(z | x) is estimated over the path, so that the

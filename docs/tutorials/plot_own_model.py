@@ -24,11 +24,9 @@ import ddvi
 # ---------
 #
 # Its latents are the rates of absorption and elimination and the volume of distribution. All three are positive, and
-# differ between patients. With :math:`s` the slower rate and :math:`d` the difference of the two, the concentration is
+# differ between patients. With s the slower rate and d the difference of the two, the concentration is ::
 #
-# .. math::
-#
-#     c(t) = \frac{\text{dose}}{V}\, k_a\, e^{-s t}\, \frac{1 - e^{-d t}}{d},
+#     c(t) = (dose / V) k_a e^(−s t) (1 − e^(−d t)) / d
 #
 # measured with an error in proportion to it. A prior and a function to the distribution of x is all that is needed.
 
@@ -78,7 +76,7 @@ print({name: round(value, 2) for name, value in inference.history[-1].items() if
 # -----------
 #
 # Fast absorption with slow elimination and slow absorption with fast elimination give the same curve, where the
-# volume goes along: :math:`(k_a, k_e, V)` and :math:`(k_e, k_a, V k_e / k_a)` can't be told apart by any number of
+# volume goes along: (k_a, k_e, V) and (k_e, k_a, V k_e / k_a) can't be told apart by any number of
 # samples. Pharmacologists know this as flip-flop kinetics. So the posterior has two modes, whose weights are the
 # prior's, and where they are close a bent ridge joins them across the dotted line of equal rates.
 #
@@ -119,6 +117,9 @@ right.set(
     xlim=(0.3, 4),
     ylim=(0.3, 4),
 )
+for axis in (right.xaxis, right.yaxis):
+    axis.set_ticks([0.3, 1, 3], ["0.3", "1", "3"])
+    axis.set_ticks([], minor=True)
 right.legend(frameon=False, markerscale=2)
 for axes in (left, right):
     axes.spines[["top", "right"]].set_visible(False)

@@ -68,9 +68,9 @@ def mines() -> None:
 # bound on log p(x), averaged here over many draws.
 
 
-def fit(guide: AutoGuide, steps: int = 400) -> float:
+def fit(guide: AutoGuide, steps: int = 600) -> float:
     """Train a guide, and return its bound."""
-    optimizer = ClippedAdam({"lr": 0.01, "lrd": 0.02 ** (1 / steps)})
+    optimizer = ClippedAdam({"lr": 0.02, "lrd": 0.02 ** (1 / steps)})
     svi = SVI(mines, guide, optimizer, Trace_ELBO(num_particles=4))
     for _ in range(steps):
         svi.step()
@@ -108,6 +108,9 @@ for name, bound in bounds.items():
 # %%
 # When it was
 # -----------
+#
+# A bound is about all latents at once; what a guide makes of the year alone, with its narrow dips between better years,
+# is seen beside the exact density. Both guides were trained for as long.
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", width_ratios=(1.2, 1))
 found = draws["AutoDiffusion"]

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from ddvi.errors import InputError
 from ddvi.model import LatentVariableModel
-from ddvi.objectives.reweighted import effective_share, resample
+from ddvi.objectives.reweighted import effective_share
+from ddvi.randomness import resample
 
 _KEPT = 0.9  # effective share from one β to the next
 _HALVINGS = 30

@@ -179,10 +179,8 @@ def make_phases(settings: Settings) -> list[Phase]:
     first: Objective = WarmUp(settings.warmup_kl_weight, label_rate=settings.label_rate)
     objective = make_objective(settings)
     if settings.semi_supervised:
-        learning = {
-            name: getattr(settings, name)
-            for name in ("classifier_weight", "agreement_weight", "agreement_radius", "information_weight")
-        }
+        names = ("classifier_weight", "agreement_weight", "agreement_radius", "information_weight")
+        learning = {name: getattr(settings, name) for name in names} | {"temperature": settings.label_temperature}
         first, objective = (SemiSupervised(each, **learning) for each in (first, objective))
     warm, frozen = settings.warmup, settings.freeze_decoder
     rests = frozenset({"likelihood"})

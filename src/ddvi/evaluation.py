@@ -46,6 +46,7 @@ class Effort:
     gap_auxiliary_draws: int = 250
     prior_draws: int = 10_000
     nodes: int = 50_000
+    doublings: int = 12
 
 
 FULL = Effort()
@@ -59,6 +60,7 @@ QUICK = Effort(
     gap_auxiliary_draws=50,
     prior_draws=1000,
     nodes=10_000,
+    doublings=8,
 )
 
 
@@ -190,6 +192,7 @@ def _log_likelihood(
             model.likelihood,
             x,
             nodes=effort.nodes,
+            doublings=effort.doublings,
             report=lambda text: tell(f"exact log-likelihood: {text}"),
         )
         return {

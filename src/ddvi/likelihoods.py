@@ -22,7 +22,6 @@ from torch.nn import functional
 from ddvi.drawn import DrawnDistribution
 from ddvi.errors import InputError
 
-
 _PAIRED_ENTRIES = 2**24
 """How many entries of pairs (x, z) a distribution of a user's own is shown at once."""
 

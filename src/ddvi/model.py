@@ -185,7 +185,7 @@ class LatentVariableModel(nn.Module):
         """q(z, a | x) of x (B, *event), with labels q(z, a | x, l) of one drawn from q(l | x)."""
         features = self.posterior.encode(x)
         if self.classifier is not None:
-            features = self.posterior.with_label(features, choose(self.classifier(features)))
+            features = self.posterior.with_label(features, choose(self.classifier(features).T))
         return self.posterior.condition(features)
 
     def latent(self, x: Tensor) -> Tensor:

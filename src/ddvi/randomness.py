@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Categorical, Distribution
+from torch.distributions import Distribution
 from torch.overrides import TorchFunctionMode
 
 from ddvi.errors import InputError, TrainingError
@@ -240,12 +240,25 @@ def sample(distribution: Distribution) -> Tensor:
         return distribution.sample()
 
 
-def choose(log_weight: Tensor) -> Tensor:
-    """One of C candidates for each row of log weights (B, *, C), in proportion to their weights: (B, *).
+def resample(log_weight: Tensor, count: int) -> Tensor:
+    """Systematic resampling: `count` of C candidates for each column of (C, B), in proportion to weight: (count, B).
 
-    One of weight NaN is chosen only where all are; what is computed of it says so, a draw can't.
+    Each of them alone is a fair draw, and together they are as even as can be. One of weight NaN counts as impossible,
+    or if all are, as any: what is computed of it says so, a draw can't.
+
+    Source: Kitagawa, Monte Carlo Filter and Smoother, 1996.
     """
-    return sample(Categorical(logits=log_weight.nan_to_num(torch.finfo(log_weight.dtype).min), validate_args=False))
+    candidates, batch = log_weight.shape
+    weight = log_weight.nan_to_num(torch.finfo(log_weight.dtype).min).softmax(0)
+    reached = weight.cumsum(0).T.contiguous()
+    options = {"dtype": reached.dtype, "device": reached.device}
+    points = (torch.arange(count, **options)[:, None] / count + draw(torch.rand, (1, batch), -1, **options)) % 1
+    return torch.searchsorted(reached, points.T.contiguous() * reached[:, -1:]).T.clamp(max=candidates - 1)
+
+
+def choose(log_weight: Tensor) -> Tensor:
+    """One of C candidates for each column of log weights (C, B), as `resample` draws it: (B,)."""
+    return resample(log_weight, 1)[0]
 
 
 def reduce(tensor: Tensor, operation: Any = torch.distributed.ReduceOp.SUM) -> None:

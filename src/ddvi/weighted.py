@@ -18,8 +18,8 @@ from torch import Tensor
 from ddvi.errors import InputError
 from ddvi.fitted import Estimate, FittedPosterior
 from ddvi.model import LatentVariableModel
-from ddvi.objectives.reweighted import effective_share, propose, resample
-from ddvi.randomness import seeded
+from ddvi.objectives.reweighted import effective_share, propose
+from ddvi.randomness import resample, seeded
 from ddvi.supports import Bijection
 
 _ROWS_AT_ONCE = 50_000

@@ -56,7 +56,7 @@ class MarginalLikelihood(DataObjective):
         draws = PriorDraws.of(model, x, self.samples)
         log_weight = draws.log_weight(label)
         marginal = log_weight.logsumexp(0)
-        chosen = choose(log_weight.detach().T)
+        chosen = choose(log_weight.detach())
         view = model.view(x, draws.label[chosen] if draws.label is not None else None)
         wake = -model.posterior.condition(view.features).log_bound(draws.z[chosen], self.levels)
         loss, terms = wake - marginal, {"marginal": -marginal, "wake": wake}

@@ -11,8 +11,7 @@ The prior's share bounds the weights by p(x | z)/ε, so that a part which q has 
 β is the largest exponent at which the weights are worth a given share of the K draws. As q follows, β rises by itself.
 
 Sources: Bornschein and Bengio, Reweighted Wake-Sleep, 2015; Hesterberg, Weighted Average Importance Sampling and
-Defensive Mixture Distributions, 1995; Jasra et al., 2011, for exponents by effective sample size; Kitagawa, 1996, for
-systematic resampling.
+Defensive Mixture Distributions, 1995; Jasra et al., 2011, for exponents by effective sample size.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from ddvi.errors import InputError
 from ddvi.model import LatentVariableModel
 from ddvi.objectives.base import Batch, Objective, Update
 from ddvi.posteriors.base import Conditional
-from ddvi.randomness import draw
+from ddvi.randomness import draw, resample
 
 _EXPONENTS = torch.logspace(-4, 0, 97, dtype=torch.float64).tolist()  # steps of a tenth
 
@@ -80,15 +79,6 @@ def propose(
 def effective_share(log_weight: Tensor) -> Tensor:
     """(Σ w)² / (K Σ w²) of log weights (K, *): (*), in (0, 1] (Kong 1992)."""
     return (2 * log_weight.logsumexp(0) - (2 * log_weight).logsumexp(0)).exp() / len(log_weight)
-
-
-def resample(log_weight: Tensor, count: int) -> Tensor:
-    """Systematic resampling: `count` of K candidates for each column of (K, B), in proportion to weight: (count, B)."""
-    candidates, batch = log_weight.shape
-    reached = log_weight.softmax(0).cumsum(0).T.contiguous()
-    start = draw(torch.rand, (1, batch), -1, dtype=reached.dtype, device=reached.device)
-    points = (torch.arange(count, dtype=reached.dtype, device=reached.device)[:, None] + start) / count
-    return torch.searchsorted(reached, points.T.contiguous() * reached[:, -1:]).T.clamp(max=candidates - 1)
 
 
 @final

@@ -41,7 +41,9 @@ _BALANCE = 4.0
 class SemiSupervised(Objective):
     """`inner` on unlabelled and on labelled data; what it does beside data (sleep) happens once.
 
-    An adversarial objective tells both kinds of data apart itself, and gains what makes q(l|x) learn.
+    An adversarial objective tells both kinds of data apart itself, and gains what makes q(l|x) learn. Its q(l|x)
+    follows from a prior whose parts are thin, so that it is sure nearly everywhere, and one example between two parts
+    outweighs all others; at a temperature τ it learns as q(l|x)^(1/τ), whose most probable label is the same.
 
     Args:
         inner: the objective on data.
@@ -50,6 +52,7 @@ class SemiSupervised(Objective):
             numbers, can't be disturbed and have no such term.
         agreement_radius: length of r, in units of x.
         information_weight: of H(q(l|x)) + 4 KL( q̄(l) ‖ p(l) ) of unlabelled examples, in nats; q̄ is the batch's.
+        temperature: τ, in agreement and information, and where there is no classifier in log q(l|x) too.
     """
 
     inner: Objective
@@ -57,6 +60,7 @@ class SemiSupervised(Objective):
     agreement_weight: float = 0.0
     agreement_radius: float = 1.0
     information_weight: float = 0.0
+    temperature: float = 1.0
 
     def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
         labelled = batch.labelled
@@ -77,7 +81,7 @@ class SemiSupervised(Objective):
             loss = loss + told
             terms |= {f"labelled_{name}": value for name, value in named.items()}
         else:
-            log_label = model.classify(labelled.x)
+            log_label = self._classify(model, labelled.x)
             terms["labelled_classification"] = -log_label.gather(1, labelled.label[:, None])[:, 0]
         loss = loss + self.classifier_weight * terms["labelled_classification"]
         weights = {"agreement": self.agreement_weight, "information": self.information_weight}
@@ -88,29 +92,45 @@ class SemiSupervised(Objective):
 
     def _without_labels(self, model: LatentVariableModel, x: Tensor) -> dict[str, Tensor]:
         """What q(l|x) of x (B, *event) learns without a label, (B,) each; what has no weight is left out."""
-        terms: dict[str, Tensor] = {}
         disturbed = self.agreement_weight > 0 and x.is_floating_point()
-        if disturbed or self.information_weight > 0:
-            with torch.set_grad_enabled(self.information_weight > 0):
-                log_label = model.classify(x)
+        if not disturbed and not self.information_weight > 0:
+            return {}
+        with torch.set_grad_enabled(self.information_weight > 0):
+            log_label = self._classify(model, x)
+        terms: dict[str, Tensor] = {}
         if disturbed:
-            terms["agreement"] = self._disagreement(model, x, log_label.detach().exp())
+            terms["agreement"] = self._disagreement(model, x, log_label.detach())
         if self.information_weight > 0:
             label = log_label.exp()
             surplus = whole_mean(label).clamp_min(torch.finfo(label.dtype).tiny).log() + math.log(label.shape[1])
             terms["information"] = (label * (_BALANCE * surplus - log_label)).sum(1)
         return terms
 
-    def _disagreement(self, model: LatentVariableModel, x: Tensor, label: Tensor) -> Tensor:
-        """−Σ_l q̄(l|x) log q(l|x + r) of x (B, *event), with q̄ (B, C) as it is: (B,)."""
+    def _disagreement(self, model: LatentVariableModel, x: Tensor, log_label: Tensor) -> Tensor:
+        """−Σ_l q̄(l|x) log q(l|x + r) of x (B, *event), with log q̄ (B, C) as it is: (B,)."""
         probe = _unit(draw(torch.randn, x.shape, 0, device=x.device, dtype=x.dtype)).mul_(_PROBE).requires_grad_()
-        (steepest,) = torch.autograd.grad(_cross_entropy(label, model.classify(x + probe)).sum(), probe)
-        return _cross_entropy(label, model.classify(x + self.agreement_radius * _unit(steepest)))
+        (steepest,) = torch.autograd.grad(_steepness(log_label, self._classify(model, x + probe)).sum(), probe)
+        disturbed = self._classify(model, x + self.agreement_radius * _unit(steepest))
+        return -(log_label.exp() * disturbed).sum(1)
+
+    def _classify(self, model: LatentVariableModel, x: Tensor) -> Tensor:
+        """log q(l|x) at the temperature of x (B, *event): (B, C)."""
+        log_label = model.classify(x)
+        return log_label if self.temperature == 1 else (log_label / self.temperature).log_softmax(1)
 
 
-def _cross_entropy(label: Tensor, log_label: Tensor) -> Tensor:
-    """Of tables (B, C): (B,)."""
-    return -(label * log_label).sum(1)
+def _steepness(before: Tensor, after: Tensor) -> Tensor:
+    """What has the gradient of −Σ_l q̄(l) log q(l) of log q̄ and log q (B, C), up to a positive factor: (B,).
+
+    With t the most probable label and η logits, that gradient is Σ_{l≠t} q̄(l) (q(l)/q̄(l) − 1) ∇(η_l − η_t). Where q̄ is
+    sure of t, all q̄(l) vanish in floating point; what they are to each other doesn't.
+    """
+    top = before.argmax(1, keepdim=True)
+    change = after.detach() - before
+    growth = torch.where(change > 0, change + (-torch.expm1(-change)).log(), (-torch.expm1(change)).log())
+    size = before.scatter(1, top, -torch.inf) + growth  # log |q̄(l) (q(l)/q̄(l) − 1)|
+    factor = (change.sign() * (size - size.amax(1, keepdim=True)).exp()).nan_to_num(0.0)
+    return (factor * (after - after.gather(1, top))).sum(1)
 
 
 def _unit(value: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from ddvi.model import Fantasies, LatentVariableModel, View
 from ddvi.objectives.base import Batch, DataObjective, Objective, Update, data_update
 from ddvi.objectives.elbo import ELBO, bound_terms, cross_entropy, damped
 from ddvi.objectives.prior_draws import PriorDraws
-from ddvi.randomness import choose
+from ddvi.randomness import choose, resample
 
 
 def sleep_loss(model: LatentVariableModel, fantasies: Fantasies, levels: int | None) -> Tensor:
@@ -180,7 +180,7 @@ class ReweightedWakeSleep(DataObjective):
         if view.summed:
             target = self._weigh_labels(model, x, view, broad)
             classification = cross_entropy(view, target.exp())
-            view = _told(view, choose(target.T))
+            view = _told(view, choose(target))
         with torch.no_grad():
             draw = model.posterior.condition(view.features.detach()).draw((self.samples,))
             weights = model.weigh(x, draw, view.label)
@@ -213,7 +213,7 @@ class ReweightedWakeSleep(DataObjective):
         if broad is not None:
             z = torch.cat([z, broad.z[:, None].expand(-1, *z.shape[1:])])
             log_weight = torch.cat([log_weight - math.log(self.samples), broad.log_weight(label)])
-        chosen = choose(log_weight.T[:, None].expand(-1, self.resampled, -1)).T
+        chosen = resample(log_weight, self.resampled)
         return z.gather(0, chosen[..., None].expand(-1, -1, z.shape[-1]))
 
     def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
