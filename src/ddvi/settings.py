@@ -271,18 +271,18 @@ def _layers(dataset: str, method: str, semi: bool, values: Mapping[str, Any]) ->
     epochs = layers.get("epochs", FIELDS["epochs"].default)
     for name in {"warmup", "freeze_decoder"} & set(layers):
         layers[name] = layers[name] * values.get("epochs", epochs) // epochs  # the same share of a shorter training
+    searched = dataset in _SEARCHED
     if semi:
         own = {} if preset == "paper" else METHODS[method].semi
+        own = {name: value for name, value in own.items() if searched or name != "lr"}
         layers |= {"semi_supervised": True, "n_labels": N_LABELS.get(dataset, 0), **own}
-        if preset != "paper" and dataset not in _SEARCHED:
-            del layers["lr"]
     objective = values.get("objective", layers.get("objective", "auto"))
     objective = METHODS[method].objective if objective == "auto" else objective
     rates = METHODS[method].learning_rates
     rate = rates.get(objective, rates.get(METHODS[method].objective))
-    chosen = {} if rate is None or dataset not in _SEARCHED else {"lr": rate}
+    chosen = {"lr": rate} if searched and rate is not None else {}
     usual = OBJECTIVE_DEFAULTS.get(objective, {})
-    if values.get("latent_size", 2) > 2:
+    if values.get("latent_size", FIELDS["latent_size"].default) > 2:
         usual = usual | {"prior_samples": 0}  # where the posterior is a small part of the space, none would hit it
     return usual | chosen | layers, objective
 

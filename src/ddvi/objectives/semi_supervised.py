@@ -8,7 +8,7 @@ of x itself, q̄(l|x): agreement_weight · Σ_l q̄(l|x) log q(l|x + r). The dis
 changes q(l|x) most, found by one step of power iteration on the Hessian of KL( q̄(l|x) ‖ q(l|x + r) ) at r = 0.
 
 A q(l|x) that says the same of every x agrees with itself too. Against that it learns to be sure of each x and yet, on
-the average over them, q̄(l), to be as the model's p(l): information_weight · ( H(q(l|x)) + 4 KL( q̄(l) ‖ p(l) ) ), which
+the average over them, q(l), to be as the model's p(l): information_weight · ( H(q(l|x)) + 4 KL( q(l) ‖ p(l) ) ), which
 is least where x and l share the most information.
 
 Sources: Kingma et al., Semi-supervised Learning with Deep Generative Models, 2014; Miyato et al., Virtual Adversarial
@@ -51,7 +51,7 @@ class SemiSupervised(Objective):
         agreement_weight: of −Σ_l q̄(l|x) log q(l|x + r) of unlabelled examples, in nats. Categories, which are whole
             numbers, can't be disturbed and have no such term.
         agreement_radius: length of r, in units of x.
-        information_weight: of H(q(l|x)) + 4 KL( q̄(l) ‖ p(l) ) of unlabelled examples, in nats; q̄ is the batch's.
+        information_weight: of H(q(l|x)) + 4 KL( q(l) ‖ p(l) ) of unlabelled examples, in nats; q(l) is the batch's.
         temperature: τ, in agreement and information, and where there is no classifier in log q(l|x) too.
     """
 
