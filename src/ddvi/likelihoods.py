@@ -72,7 +72,7 @@ class ExponentialFamily(Likelihood):
     def __init__(self, decoder: nn.Module, event_shape: torch.Size) -> None:
         super().__init__()
         self.decoder = decoder
-        self.event_shape = torch.Size(event_shape)
+        self.event_shape: torch.Size = torch.Size(event_shape)
 
     @abc.abstractmethod
     def natural(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,7 +150,7 @@ class GaussianLikelihood(ExponentialFamily):
 
     def __init__(self, decoder: nn.Module, event_shape: torch.Size, scale: Tensor) -> None:
         super().__init__(decoder, event_shape)
-        self.log_scale = nn.Parameter(scale.log())
+        self.log_scale: nn.Parameter = nn.Parameter(scale.log())
 
     def forward(self, z: Tensor) -> Distribution:
         return self._independent(Normal(self.decoder(z), self.log_scale.exp(), validate_args=False))
@@ -294,7 +294,7 @@ class DistributionLikelihood(Likelihood):
     def __init__(self, build: nn.Module | Callable[[Tensor], Distribution], event_shape: torch.Size) -> None:
         super().__init__()
         self.build = build
-        self.event_shape = torch.Size(event_shape)
+        self.event_shape: torch.Size = torch.Size(event_shape)
 
     def forward(self, z: Tensor) -> Distribution:
         distribution = self.build(z)
@@ -331,7 +331,7 @@ class FixedLikelihood(Likelihood):
 
     def __init__(self, likelihood: Likelihood) -> None:
         super().__init__()
-        self.event_shape = likelihood.event_shape
+        self.event_shape: torch.Size = likelihood.event_shape
         self.likelihood: Likelihood = likelihood.eval()
 
     def train(self, mode: bool = True) -> Self:

@@ -67,8 +67,8 @@ class Neighbourhoods:
     def __init__(self, nodes: Nodes, like: Tensor) -> None:
         x, y, log_weight = (values.flatten() for values in nodes)
         extent = float(torch.maximum(x.abs(), y.abs()).max()) + _MARGIN
-        self.count = math.ceil(2 * extent / _CELL)
-        self.side = 2 * extent / self.count
+        self.count: int = math.ceil(2 * extent / _CELL)
+        self.side: float = 2 * extent / self.count
         self.extent = extent
         centre = (torch.arange(self.count, dtype=x.dtype) + 0.5) * self.side - extent
         kept = [
@@ -79,8 +79,9 @@ class Neighbourhoods:
             nn.functional.pad(values, (0, 1), value=filler)[index]
             for values, filler in ((x, 0.0), (y, 0.0), (log_weight, -math.inf))
         ]
-        self.near, self.all = Nodes(*padded).to(like), nodes.to(like)
-        self.sizes = (index < len(x)).sum(-1)
+        self.near: Nodes = Nodes(*padded).to(like)
+        self.all: Nodes = nodes.to(like)
+        self.sizes: Tensor = (index < len(x)).sum(-1)
 
     def _counting(self, centres: Tensor, x: Tensor, y: Tensor, log_weight: Tensor) -> list[Tensor]:
         """For each of the cells' centres (N, 2) the nodes that count there."""

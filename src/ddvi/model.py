@@ -116,7 +116,7 @@ class LatentVariableModel(nn.Module):
         self.prior = prior
         self.likelihood = likelihood
         self.posterior = posterior
-        self.preprocessing = preprocessing or AsIs()
+        self.preprocessing: Preprocessing = preprocessing or AsIs()
         self.discriminator = discriminator
         self.classifier = classifier
 

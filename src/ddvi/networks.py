@@ -39,7 +39,7 @@ class Dropout(nn.Module):
 
     def __init__(self, probability: float) -> None:
         super().__init__()
-        self.dropped = round(probability * 2**16)
+        self.dropped: int = round(probability * 2**16)
 
     def forward(self, h: Tensor) -> Tensor:
         if not self.training:
@@ -68,7 +68,7 @@ class DenseEncoder(nn.Module):
     def __init__(self, in_features: int, hidden_size: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.out_features = hidden_size
-        self.layers = mlp(in_features, (hidden_size, hidden_size), dropout=dropout)
+        self.layers: nn.Sequential = mlp(in_features, (hidden_size, hidden_size), dropout=dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x.flatten(1))
@@ -80,7 +80,7 @@ class DenseDecoder(nn.Module):
     def __init__(self, latent_size: int, event_shape: torch.Size, hidden_size: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.event_shape = event_shape
-        self.layers = mlp(latent_size, (hidden_size, hidden_size), math.prod(event_shape), dropout)
+        self.layers: nn.Sequential = mlp(latent_size, (hidden_size, hidden_size), math.prod(event_shape), dropout)
 
     def forward(self, z: Tensor) -> Tensor:
         return self.layers(z).unflatten(-1, self.event_shape)
@@ -109,7 +109,7 @@ class TransformedEncoder(nn.Module):
 
     def __init__(self, transform: nn.Module, encoder: nn.Module) -> None:
         super().__init__()
-        self.out_features = encoder.out_features
+        self.out_features: int = int(encoder.out_features)  # type: ignore[arg-type]
         self.transform = transform
         self.encoder = encoder
 
@@ -135,8 +135,8 @@ class ConvolutionalEncoder(nn.Module):
             stride = 1 if index == 0 else 2
             layers += [nn.Conv2d(depth, size, 3, stride, 1), nn.GroupNorm(8, size), nn.LeakyReLU(inplace=True)]
             depth = size
-        self.convolutions = nn.Sequential(*layers)
-        self.dense = mlp(channels[-1] * (height // 8) * (width // 8), (hidden_size,))
+        self.convolutions: nn.Sequential = nn.Sequential(*layers)
+        self.dense: nn.Sequential = mlp(channels[-1] * (height // 8) * (width // 8), (hidden_size,))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.dense(self.convolutions(x).flatten(1))
@@ -155,8 +155,8 @@ class ConvolutionalDecoder(nn.Module):
         super().__init__()
         self.event_shape = event_shape
         depth, height, width = _image_shape(event_shape)
-        self.dense = mlp(latent_size, (hidden_size, channels[0] * (height // 8) * (width // 8)))
-        self.unflatten = nn.Unflatten(-1, (channels[0], height // 8, width // 8))
+        self.dense: nn.Sequential = mlp(latent_size, (hidden_size, channels[0] * (height // 8) * (width // 8)))
+        self.unflatten: nn.Unflatten = nn.Unflatten(-1, (channels[0], height // 8, width // 8))
         layers: list[nn.Module] = []
         for size, following in itertools.pairwise(channels):
             layers += [
@@ -164,7 +164,7 @@ class ConvolutionalDecoder(nn.Module):
                 nn.GroupNorm(8, following),
                 nn.LeakyReLU(inplace=True),
             ]
-        self.convolutions = nn.Sequential(*layers, nn.ConvTranspose2d(channels[-1], depth, 3, 1, 1))
+        self.convolutions: nn.Sequential = nn.Sequential(*layers, nn.ConvTranspose2d(channels[-1], depth, 3, 1, 1))
 
     def forward(self, z: Tensor) -> Tensor:
         images = self.unflatten(self.dense(z)).flatten(0, -4)
@@ -200,11 +200,11 @@ class Denoiser(nn.Module):
     ) -> None:
         super().__init__()
         self.steps = steps
-        self.entrance = nn.Linear(inputs, hidden_size)
-        self.context = nn.Linear(context_size, hidden_size, bias=False)
-        self.hidden = nn.ModuleList(nn.Linear(hidden_size, hidden_size) for _ in range(layers - 1))
-        self.time = nn.Parameter(torch.randn(layers, steps, hidden_size) * 0.1)
-        self.exit = nn.Linear(hidden_size, outputs)
+        self.entrance: nn.Linear = nn.Linear(inputs, hidden_size)
+        self.context: nn.Linear = nn.Linear(context_size, hidden_size, bias=False)
+        self.hidden: nn.ModuleList = nn.ModuleList(nn.Linear(hidden_size, hidden_size) for _ in range(layers - 1))
+        self.time: nn.Parameter = nn.Parameter(torch.randn(layers, steps, hidden_size) * 0.1)
+        self.exit: nn.Linear = nn.Linear(hidden_size, outputs)
         nn.init.zeros_(self.exit.weight)
         nn.init.zeros_(self.exit.bias)
 

@@ -177,7 +177,7 @@ class Inputs(nn.Module):
     def __init__(self, event_shape: torch.Size, counts: bool) -> None:
         super().__init__()
         self.counts = counts
-        self.standardise = Standardise(torch.Size([event_shape.numel()]))
+        self.standardise: Standardise = Standardise(torch.Size([event_shape.numel()]))
 
     def fit(self, x: Tensor) -> None:
         """Take the constants from x (N, *event)."""

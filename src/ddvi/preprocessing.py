@@ -58,7 +58,7 @@ class Dequantise(Preprocessing):
 
     def __init__(self, maximum: float) -> None:
         super().__init__()
-        self.levels = int(maximum) + 1
+        self.levels: int = int(maximum) + 1
 
     def forward(self, raw: Tensor) -> Tensor:
         noise = draw(torch.rand, raw.shape, 0, dtype=torch.get_default_dtype(), device=raw.device)

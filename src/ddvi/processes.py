@@ -31,8 +31,8 @@ class Processes:
 
     def __init__(self, fabric: Fabric) -> None:
         self.fabric = fabric
-        self.several = fabric.world_size > 1
-        self.first = fabric.global_rank == 0
+        self.several: bool = fabric.world_size > 1
+        self.first: bool = fabric.global_rank == 0
         """Whether this one writes and speaks for all."""
         if self.several and not torch.distributed.is_initialized():
             raise InputError(

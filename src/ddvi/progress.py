@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
 from ddvi.catalogue import MEASURES
@@ -25,9 +25,9 @@ class Watcher:
 
     def __init__(self, console: Console, settings: Settings) -> None:
         self.console = console
-        self.total = settings.epochs
-        self.place = "before training"
-        self.progress = Progress(
+        self.total: int = settings.epochs
+        self.place: str = "before training"
+        self.progress: Progress = Progress(
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             BarColumn(bar_width=12),
             TimeRemainingColumn(compact=True),
@@ -39,8 +39,8 @@ class Watcher:
             disable=not console.is_terminal,
         )
         fields = {"epoch": 0, "epochs": self.total, "rate": "", "losses": ""}
-        self.task = self.progress.add_task("", total=None, start=False, **fields)
-        self.first = True
+        self.task: TaskID = self.progress.add_task("", total=None, start=False, **fields)
+        self.first: bool = True
 
     def __enter__(self) -> Watcher:
         self.progress.start()
@@ -86,8 +86,8 @@ class Counter:
     def __init__(self, console: Console, unit: str) -> None:
         count = TextColumn("{task.completed:,.0f}/{task.total:,.0f} " + unit)
         options: dict[str, Any] = {"console": console, "transient": True, "disable": not console.is_terminal}
-        self.progress = Progress(count, BarColumn(bar_width=24), TimeRemainingColumn(compact=True), **options)
-        self.task = self.progress.add_task("", total=1)
+        self.progress: Progress = Progress(count, BarColumn(bar_width=24), TimeRemainingColumn(compact=True), **options)
+        self.task: TaskID = self.progress.add_task("", total=1)
 
     def __enter__(self) -> Counter:
         self.progress.start()

@@ -32,8 +32,8 @@ try:
     from pyro.distributions import TorchDistribution
     from pyro.infer.autoguide import AutoContinuous
     from pyro.infer.autoguide.initialization import init_to_median
-except ImportError as error:
-    raise ImportError("ddvi.pyro needs Pyro; pip install 'ddvi[pyro]'") from error
+except ImportError as _error:
+    raise ImportError("ddvi.pyro needs Pyro; pip install 'ddvi[pyro]'") from _error
 
 PosteriorMaker = Callable[[nn.Module, int], Posterior]
 """From an encoder and D to a posterior, such as its class."""
@@ -160,7 +160,7 @@ class AutoDiffusion(AutoContinuous):
         if not init_scale > 0:
             raise InputError(f"init_scale={init_scale} isn't positive; give a standard deviation")
         super().__init__(model, init_loc_fn=init_loc_fn)
-        self.init_scale = float(init_scale)
+        self.init_scale: float = float(init_scale)
         self.draws = draws
         self._maker = (posterior or DiffusionPosterior, settings)
         self.encoder = encoder
@@ -184,7 +184,7 @@ class AutoDiffusion(AutoContinuous):
                 nn.init.zeros_(module.weight)
                 nn.init.zeros_(module.bias[: self.latent_dim])
                 nn.init.constant_(module.bias[self.latent_dim :], 2 * math.log(self.init_scale))
-        self.posterior = made.to(location)
+        self.posterior: Posterior = made.to(location)
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> PathDistribution:
         """q of the unconstrained latent vector (latent_dim,), given the model's arguments."""

@@ -65,7 +65,7 @@ class Factor(Likelihood):
         self.log_joint = log_joint
         self.bijection = bijection
         self.base = base
-        self.event_shape = torch.Size([1])
+        self.event_shape: torch.Size = torch.Size([1])
 
     def forward(self, z: Tensor) -> NoReturn:
         raise InputError("a fixed target has no observations to draw; use sample, or a ddvi.Inference with data")
@@ -145,7 +145,7 @@ class Target:
         self._given = posterior
         self.settings: Settings = settings_of(posterior, self.objective, {"seed": seed, "device": device, **settings})
         shape = torch.Size([shape] if isinstance(shape, int) else shape)
-        self.bijection = Bijection([section(support, shape, "z")])
+        self.bijection: Bijection = Bijection([section(support, shape, "z")])
         """From unconstrained u (*, D) to z (*, *latent)."""
         _place(self.bijection, location, scale)
         self.log_joint = log_joint
@@ -153,7 +153,7 @@ class Target:
         """A row for each 100 steps: the terms of the loss."""
         base = StandardGaussian(self.bijection.size)
         with seeded(seed, "target"):
-            self.model = self._build(base)
+            self.model: LatentVariableModel = self._build(base)
         """The model over u, for whatever isn't here."""
         self._fabric = make_fabric(self.settings)
         self._fabric.to_device(self.model)

@@ -93,6 +93,10 @@ class Trainer:
         [1, 2]
     """
 
+    validation_x: Tensor | None
+    train_z: Tensor | None
+    validation_z: Tensor | None
+
     def __init__(
         self,
         model: LatentVariableModel,
@@ -111,26 +115,26 @@ class Trainer:
                 f"batch_size={schedule.batch_size} is larger than the {len(train_x)} training examples;"
                 f" use at most {len(train_x)}"
             )
-        self.fabric = fabric or Fabric(accelerator="cpu", devices=1)
-        self.processes = Processes(self.fabric)
+        self.fabric: Fabric = fabric or Fabric(accelerator="cpu", devices=1)
+        self.processes: Processes = Processes(self.fabric)
         self.fabric.to_device(model)
         self.model = model
         self.schedule = schedule
-        self.train_x = self.fabric.to_device(train_x)
+        self.train_x: Tensor = self.fabric.to_device(train_x)
         here = self.fabric.to_device
         self.validation_x, self.train_z, self.validation_z = (
             None if given is None else here(given) for given in (validation_x, train_z, validation_z)
         )
-        self.labelled = labelled and Labelled(here(labelled.x), here(labelled.label))
+        self.labelled: Labelled | None = labelled and Labelled(here(labelled.x), here(labelled.label))
         self.path = path
-        self.listener = listener if self.processes.first else None
-        self.state = State()
+        self.listener: Listener | None = listener if self.processes.first else None
+        self.state: State = State()
         fused = self.fabric.device.type in ("cpu", "cuda")
-        self.groups = model.groups()
-        self.optimizers = {
+        self.groups: dict[str, list[torch.nn.Parameter]] = model.groups()
+        self.optimizers: dict[str, torch.optim.Adam] = {
             name: torch.optim.Adam(parameters, lr=schedule.lr, fused=fused) for name, parameters in self.groups.items()
         }
-        self.steps_per_epoch = math.ceil(len(train_x) / schedule.batch_size)
+        self.steps_per_epoch: int = math.ceil(len(train_x) / schedule.batch_size)
         self._saved_at = time.monotonic()
 
     def fit(self, *, resume: bool = False, facts: dict[str, Any] | None = None) -> list[dict[str, Any]]:
@@ -144,7 +148,7 @@ class Trainer:
             Interrupted: Ctrl-C; the checkpoint holds the step.
             TrainingError: three updates in a row had a non-finite loss or gradient.
         """
-        self.facts = facts or {}
+        self.facts: dict[str, Any] = facts or {}
         with seeded(self.schedule.seed, "training"), self._interruptible() as interrupted:
             if resume:
                 self._restore()

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
+import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -36,7 +37,7 @@ class Powered(Likelihood):
         super().__init__()
         self.likelihood = likelihood
         self.exponent = exponent
-        self.event_shape = likelihood.event_shape
+        self.event_shape: torch.Size = likelihood.event_shape
 
     def forward(self, z: Tensor) -> Distribution:
         return self.likelihood(z)

@@ -182,8 +182,8 @@ class Posterior(nn.Module, abc.ABC):
             raise InputError(f"the latent size is at least 1, not {latent_size}")
         self.latent_size = latent_size
         self.encoder = encoder
-        self.features = int(encoder.out_features)  # type: ignore[arg-type]
-        self.label = nn.Embedding(labels, self.features) if labels else None
+        self.features: int = int(encoder.out_features)  # type: ignore[arg-type]
+        self.label: nn.Embedding | None = nn.Embedding(labels, self.features) if labels else None
 
     def encode(self, x: Tensor, label: Tensor | None = None) -> Tensor:
         """Features (*batch_shape, features) of x (B, *event), and of a label that broadcasts against (B,)."""

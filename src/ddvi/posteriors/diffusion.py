@@ -85,11 +85,11 @@ class DiffusionConditional(Conditional):
         self, posterior: DiffusionPosterior, start: DiagonalGaussian, anchor: DiagonalGaussian, context: Tensor
     ) -> None:
         self.posterior = posterior
-        self.noise = posterior.noise
-        self.auxiliaries = posterior.noise.steps
-        self.every = slice(1, posterior.noise.steps + 1)
-        self.last = self.noise.at(posterior.noise.steps)
-        self.start = self.noise.marginal(start, self.last)
+        self.noise: NoisingProcess = posterior.noise
+        self.auxiliaries: int = posterior.noise.steps
+        self.every: slice = slice(1, posterior.noise.steps + 1)
+        self.last: Levels = self.noise.at(posterior.noise.steps)
+        self.start: DiagonalGaussian = self.noise.marginal(start, self.last)
         self.anchor = anchor
         self.context = context
 
@@ -284,20 +284,22 @@ class DiffusionPosterior(Posterior):
         level_weights: str = "bound",
     ) -> None:
         super().__init__(encoder, latent_size, labels)
-        self.noise = NoisingProcess(steps, noise)
+        self.noise: NoisingProcess = NoisingProcess(steps, noise)
         self.register_buffer("first", torch.arange(steps) == 0, persistent=False)
-        self.anchor = GaussianHead(self.features, latent_size)
+        self.anchor: GaussianHead = GaussianHead(self.features, latent_size)
         self.prior_denoiser: PriorDenoiser | None = None
         if prior_denoiser is not None and latent_size == 2:
             self.prior_denoiser = PriorDenoiser(prior_denoiser, self.noise)
         known = 4 if self.prior_denoiser else 2
         full = covariance == "full" or (covariance == "auto" and 1 < latent_size <= 4)
-        self.couplings = latent_size * (latent_size - 1) // 2 if full else 0
+        self.couplings: int = latent_size * (latent_size - 1) // 2 if full else 0
         self.register_buffer("rows", torch.tril_indices(latent_size, latent_size, -1)[0], persistent=False)
         outputs = 2 * latent_size + self.couplings
-        self.denoiser = Denoiser(known * latent_size, outputs, self.features, steps, denoiser_size, denoiser_layers)
-        self.plain_weights = level_weights == "plain"
-        self.plain_gradient = latent_size > _JACOBIANS_UP_TO
+        self.denoiser: Denoiser = Denoiser(
+            known * latent_size, outputs, self.features, steps, denoiser_size, denoiser_layers
+        )
+        self.plain_weights: bool = level_weights == "plain"
+        self.plain_gradient: bool = latent_size > _JACOBIANS_UP_TO
         """Whether a draw is differentiated step by step rather than with the Jacobians of all steps at once."""
 
     def condition(self, features: Tensor) -> DiffusionConditional:

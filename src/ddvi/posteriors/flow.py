@@ -49,8 +49,8 @@ class ConditionalFlow(nn.Module):
         self, context_size: int, latent_size: int, layers: int, hidden_features: tuple[int, ...] = (64, 64)
     ) -> None:
         super().__init__()
-        self.base = GaussianHead(context_size, latent_size)
-        self.layers = autoregressive_layers(context_size, latent_size, layers, hidden_features)
+        self.base: GaussianHead = GaussianHead(context_size, latent_size)
+        self.layers: nn.ModuleList = autoregressive_layers(context_size, latent_size, layers, hidden_features)
 
     def forward(self, context: Tensor) -> FlowDensity:
         return FlowDensity(self.base.gaussian(context), [layer(context) for layer in self.layers])
@@ -111,8 +111,8 @@ class FlowPosterior(Posterior):
         self, encoder: nn.Module, latent_size: int, labels: int = 0, flow_layers: int = 4, context_size: int = 64
     ) -> None:
         super().__init__(encoder, latent_size, labels)
-        self.context = nn.Linear(self.features, context_size)
-        self.flow = ConditionalFlow(context_size, latent_size, flow_layers)
+        self.context: nn.Linear = nn.Linear(self.features, context_size)
+        self.flow: ConditionalFlow = ConditionalFlow(context_size, latent_size, flow_layers)
 
     def condition(self, features: Tensor) -> ExplicitConditional:
         return ExplicitConditional(self.flow(self.context(features)))

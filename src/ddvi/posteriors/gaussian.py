@@ -50,7 +50,7 @@ class GaussianPosterior(Posterior):
 
     def __init__(self, encoder: nn.Module, latent_size: int, labels: int = 0) -> None:
         super().__init__(encoder, latent_size, labels)
-        self.head = GaussianHead(self.features, latent_size)
+        self.head: GaussianHead = GaussianHead(self.features, latent_size)
 
     def condition(self, features: Tensor) -> ExplicitConditional:
         return ExplicitConditional(self.head.gaussian(features))

@@ -81,10 +81,10 @@ class HierarchicalPosterior(Posterior):
         self, encoder: nn.Module, latent_size: int, labels: int = 0, flow_layers: int = 4, context_size: int = 64
     ) -> None:
         super().__init__(encoder, latent_size, labels)
-        self.context = nn.Linear(self.features, context_size)
-        self.auxiliary_flow = ConditionalFlow(context_size, latent_size, flow_layers)
-        self.entrance = nn.Linear(latent_size, context_size)
-        self.latent_flow = ConditionalFlow(context_size, latent_size, flow_layers)
+        self.context: nn.Linear = nn.Linear(self.features, context_size)
+        self.auxiliary_flow: ConditionalFlow = ConditionalFlow(context_size, latent_size, flow_layers)
+        self.entrance: nn.Linear = nn.Linear(latent_size, context_size)
+        self.latent_flow: ConditionalFlow = ConditionalFlow(context_size, latent_size, flow_layers)
 
     def condition(self, features: Tensor) -> HierarchicalConditional:
         return HierarchicalConditional(self, self.context(features))

@@ -69,7 +69,7 @@ class ImplicitPosterior(Posterior):
 
     def __init__(self, encoder: nn.Module, latent_size: int, labels: int = 0) -> None:
         super().__init__(encoder, latent_size, labels)
-        self.head = nn.Linear(self.features, latent_size)
+        self.head: nn.Linear = nn.Linear(self.features, latent_size)
 
     def condition(self, features: Tensor) -> ImplicitConditional:
         return ImplicitConditional(self.head(features))

@@ -30,8 +30,8 @@ class ScaledDensity:
     """The density of m + s u, u ~ `standard`."""
 
     def __init__(self, gaussian: DiagonalGaussian, standard: FlowDensity) -> None:
-        self.mean = gaussian.mean
-        self.scale = gaussian.variance.sqrt()
+        self.mean: Tensor = gaussian.mean
+        self.scale: Tensor = gaussian.variance.sqrt()
         self.standard = standard
 
     def draw(self, sample_shape: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
@@ -81,9 +81,9 @@ class SplinePosterior(Posterior):
         hidden_features: tuple[int, ...] = (64, 64),
     ) -> None:
         super().__init__(encoder, latent_size, labels)
-        self.context = nn.Linear(self.features, context_size)
-        self.base = GaussianHead(context_size, latent_size)
-        self.layers = autoregressive_layers(
+        self.context: nn.Linear = nn.Linear(self.features, context_size)
+        self.base: GaussianHead = GaussianHead(context_size, latent_size)
+        self.layers: nn.ModuleList = autoregressive_layers(
             context_size,
             latent_size,
             flow_layers,

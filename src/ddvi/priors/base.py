@@ -36,7 +36,7 @@ class Prior(nn.Module, abc.ABC):
 
     def __init__(self, latent_size: int, parts: int | None):
         super().__init__()
-        self.event_shape = torch.Size([latent_size])
+        self.event_shape: torch.Size = torch.Size([latent_size])
         self.parts = parts
         self.register_buffer("_anchor", torch.zeros(()), persistent=False)  # knows the device and dtype of samples
 

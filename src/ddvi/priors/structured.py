@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 import torch
@@ -26,7 +26,8 @@ from ddvi.priors.base import Prior
 class _Structured(Prior):
     """Checked arguments, and constants that are exact in every precision."""
 
-    smallest_size, default_width = 2, 0.0
+    smallest_size: ClassVar[int] = 2
+    default_width: ClassVar[float] = 0.0
 
     def __init__(self, latent_size: int = 2, parts: int = 10, width: float | None = None):
         name = type(self).__name__
@@ -37,7 +38,7 @@ class _Structured(Prior):
             raise InputError(f"width={width!r} is impossible for {name}; give a finite number, 1e-4 or more")
         super().__init__(latent_size, parts)
         self.count = parts
-        self.width = self.default_width if width is None else float(width)
+        self.width: float = self.default_width if width is None else float(width)
         self._rounded: dict[tuple[torch.device, torch.dtype], tuple[Tensor, ...]] = {}
 
     def _tabulate(self) -> tuple[Tensor, ...]:
@@ -132,7 +133,9 @@ class Pinwheel(_Curve):
         torch.Size([10, 3])
     """
 
-    default_width, noise, limits = 0.03, torch.randn, (-8.0, 8.0)
+    default_width: ClassVar[float] = 0.03
+    noise: Callable[..., Tensor] = torch.randn
+    limits: tuple[float, float] = (-8.0, 8.0)
 
     def _position(self, label: Tensor, noise: Tensor) -> Tensor:
         return 1 + 0.15 * noise + 0 * label
@@ -169,7 +172,9 @@ class SwissRoll(_Curve):
         True
     """
 
-    default_width, noise, limits = 0.05, torch.rand, (0.0, 1.0)
+    default_width: ClassVar[float] = 0.05
+    noise: Callable[..., Tensor] = torch.rand
+    limits: tuple[float, float] = (0.0, 1.0)
 
     def _position(self, label: Tensor, noise: Tensor) -> Tensor:
         return ((label + noise) / self.count).sqrt()  # t = √u, of density 2t, in which the curve is smooth
@@ -206,7 +211,7 @@ class LessNoisySquare(_Structured):
         tensor(True)
     """
 
-    default_width = 0.06
+    default_width: ClassVar[float] = 0.06
 
     def _tabulate(self) -> tuple[Tensor, ...]:
         """Direction (x, y) of each side (4,), at 1 along its normal (−y, x); segment of each part on it (C, 4)."""
