@@ -71,6 +71,8 @@ def test_every_public_type_is_known():
     command = [sys.executable, "-m", "pyright", "--verifytypes", "ddvi", "--ignoreexternal", "--outputjson"]
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     report = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    if not report.stdout.startswith("{"):
+        pytest.skip("pyright itself, which its package fetches, isn't at hand")
     symbols = json.loads(report.stdout)["typeCompleteness"]["symbols"]
     assert len(symbols) > len(ddvi.__all__)
     # Their bases are classes of Pyro and scikit-learn that pyright doesn't know.
