@@ -62,10 +62,13 @@ NOISE_SCHEDULES: dict[str, str] = {
 
 MEASURES: dict[str, tuple[str, str]] = {
     "log_likelihood": ("exact log p(x), nats per example, by quadrature (D = 2)", "higher"),
+    "log_likelihood_iw": ("importance-weighted bound with many draws in the place of log p(x), nats (D > 2)", "higher"),
     "elbo": ("mean single-sample bound, nats per example", "higher"),
     "iw_bound": ("importance-weighted bound with K draws, nats per example", "higher"),
     "inference_gap": ("log_likelihood − elbo on the same examples: what the bound loses", "lower"),
     "marginal_gap": ("KL(q(z|x) ‖ p(z|x)), nats", "lower"),
+    "inference_gap_iw": ("the same with log_likelihood_iw, so too small where q(z|x) is far from p(z|x)", "lower"),
+    "marginal_gap_iw": ("the same with log_likelihood_iw, so too small where q(z|x) is far from p(z|x)", "lower"),
     "bits_per_dimension": ("−log p(x) per pixel value in bits, of dequantised images", "lower"),
     "accuracy": ("share of test examples whose label argmax q(l|x) is", "higher"),
     "calibration_error": ("mean distance of confidence and accuracy, 15 bins", "lower"),

@@ -104,11 +104,13 @@ def evaluate(
             tell("evidence lower bound")
             metrics |= _bounds(model, x, effort, tell)
         metrics |= _log_likelihood(model, x, effort, tell)
-        if model.posterior.has_density and "log_likelihood" in metrics:
+        elbo, log_likelihood = metrics.pop("_elbo", None), metrics.pop("_log_likelihood", None)
+        if elbo is not None and log_likelihood is not None:
             tell("gaps")
-            metrics |= _gaps(model, x, metrics, effort)
-        per_example = metrics.pop("_log_likelihood", None)
-        metrics |= _bits_per_dimension(model, x, per_example)
+            stand_in = "" if "log_likelihood" in metrics else "_iw"
+            gaps = _gaps(model, x[: len(log_likelihood)], log_likelihood, elbo[: len(log_likelihood)], effort)
+            metrics |= {name.replace("_gap", f"_gap{stand_in}", 1): value for name, value in gaps.items()}
+        metrics |= _bits_per_dimension(model, x, log_likelihood)
         if semi_supervised:
             tell("classification")
             metrics |= classification(model, dataset, x, effort)
@@ -159,6 +161,7 @@ def _bounds(model: LatentVariableModel, x: Tensor, effort: Effort, tell: Callabl
     bound = importance_weighted_bound(model, chosen, draws)
     return {
         **_mean_and_error("elbo", elbo),
+        "_elbo": elbo,
         "elbo_draws": effort.elbo_draws,
         **_mean_and_error("iw_bound", bound),
         "iw_bound_draws": draws,
@@ -216,9 +219,11 @@ def _log_likelihood(
     }
 
 
-def _gaps(model: LatentVariableModel, x: Tensor, metrics: dict[str, Any], effort: Effort) -> dict[str, Any]:
+def _gaps(
+    model: LatentVariableModel, x: Tensor, log_likelihood: Tensor, elbo: Tensor, effort: Effort
+) -> dict[str, Any]:
     """What the bound loses, on all examples, and KL(q(z|x) ‖ p(z|x)), on the first of the fixed permutation."""
-    inference_gap = metrics["log_likelihood"] - metrics["elbo"]
+    inference_gap = (log_likelihood - elbo).mean().item()
     if model.classifier is None and not model.posterior(x[:1]).auxiliaries:
         return {"inference_gap": inference_gap, "marginal_gap": inference_gap}
     gaps = []
@@ -228,7 +233,7 @@ def _gaps(model: LatentVariableModel, x: Tensor, metrics: dict[str, Any], effort
         log_q = model.log_posterior(part, z, effort.gap_auxiliary_draws)
         # KL = E_q[ log q(z|x) − log p(x, z) ] + log p(x)
         gaps.append((log_q - model.likelihood.log_prob(part, z) - model.prior.log_prob(z)).double().mean(0))
-    gap = torch.cat(gaps) + metrics["_log_likelihood"][rows]
+    gap = torch.cat(gaps) + log_likelihood[rows]
     return {
         "inference_gap": inference_gap,
         **_mean_and_error("marginal_gap", gap),
