@@ -267,6 +267,7 @@ def classification(model: LatentVariableModel, dataset: Dataset, x: Tensor, effo
                     model.likelihood,
                     x[known][labels == label],
                     nodes=effort.nodes // classes,
+                    doublings=effort.doublings,
                 ).log_likelihood
                 for label in range(classes)
                 if (labels == label).any()

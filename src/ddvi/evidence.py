@@ -32,6 +32,7 @@ _LARGEST_SHARE = 0.2  # of one node, where the lattice resolves the posterior
 _ANGLE = math.pi / 8  # of the lattice: as far from its axes as from its diagonals, and its tangent is irrational
 _PROBE_SIDE = 256
 _TILE = 16  # cells along a side: enough nodes for a matrix product, few enough for a posterior to miss most tiles
+_DECODED_AT_ONCE = 3_200_000  # numbers: 4,096 images of MNIST; what is between the layers of a decoder takes more
 _ENTRIES_AT_ONCE = 5_000_000  # of the table examples × nodes: what stays in a processor's cache is fastest
 
 
@@ -140,7 +141,8 @@ def _accumulate(
     total = torch.full_like(level, -math.inf)
     largest, places = total.clone(), torch.zeros_like(level, dtype=torch.long)
     matters, start = [], 0
-    for part in z.split(min(4096, max(64, _ENTRIES_AT_ONCE // len(x)))):
+    largest_part = min(4096, _DECODED_AT_ONCE // x[0].numel(), _ENTRIES_AT_ONCE // len(x))
+    for part in z.split(max(64, largest_part)):
         part = part.to(next(likelihood.parameters(), z).dtype)
         joint = likelihood.pairwise_log_prob(x, part) + prior.log_prob(part)
         total = torch.logaddexp(total, joint.logsumexp(1).double())
