@@ -36,7 +36,7 @@ from ddvi.posteriors.implicit import ImplicitPosterior
 from ddvi.priors import as_prior, make_prior
 from ddvi.randomness import choose, seeded
 from ddvi.schedule import Phase, Schedule
-from ddvi.settings import resolve
+from ddvi.settings import deviations, resolve
 from ddvi.training import Interrupted, Trainer
 
 # Bounds, on a model whose log p(x, l) is known
@@ -789,6 +789,17 @@ def test_names_with_semi_are_accepted(alias, dataset, name, count):
     assert (settings.dataset, settings.method, settings.semi_supervised) == (name, "ddvi", True)
     assert settings.n_labels == count
     assert str(settings.folder) == f"runs/{name}_semi/ddvi_semi/swiss_roll/seed0"
+
+
+def test_what_was_searched_under_a_prior_holds_there_alone():
+    roll, other, paper = (
+        resolve("mnist_semi", "aae_semi", prior, {"preset": preset})
+        for prior, preset in [("swiss_roll", "default"), ("pinwheel", "default"), ("swiss_roll", "paper")]
+    )
+    assert roll.label_temperature > other.label_temperature > paper.label_temperature == 1
+    assert roll.lr == other.lr
+    assert not deviations(roll)
+    assert resolve("mnist_semi", "aae_semi", "swiss_roll", {"label_temperature": "3"}).label_temperature == 3
 
 
 def test_the_folder_says_semi():

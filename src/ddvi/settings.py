@@ -253,14 +253,14 @@ def resolve(dataset: str, method: str, prior: str, overrides: Mapping[str, str] 
     for name in ("data_root", "decoder"):
         if values.get(name):
             values[name] = os.path.abspath(os.path.expanduser(values[name]))
-    layers, objective = _layers(dataset, method, semi, values)
+    layers, objective = _layers(dataset, method, prior, semi, values)
     composed: dict[str, Any] = {"dataset": dataset, "method": method, "prior": prior, "objective": objective}
     settings = Settings(**(layers | values | composed))
     _check_together(settings)
     return settings
 
 
-def _layers(dataset: str, method: str, semi: bool, values: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+def _layers(dataset: str, method: str, prior: str, semi: bool, values: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """What stands between the general defaults and the values that a user gave, and the objective that follows."""
     layers = {**DATASET_DEFAULTS.get(dataset, {}), **METHODS[method].defaults}
     preset = values.get("preset", "default")
@@ -273,7 +273,7 @@ def _layers(dataset: str, method: str, semi: bool, values: Mapping[str, Any]) ->
         layers[name] = layers[name] * values.get("epochs", epochs) // epochs  # the same share of a shorter training
     searched = dataset in _SEARCHED
     if semi:
-        own = {} if preset == "paper" else METHODS[method].semi
+        own = {} if preset == "paper" else METHODS[method].semi | METHODS[method].semi_under.get(prior, {})
         own = {name: value for name, value in own.items() if searched or name != "lr"}
         layers |= {"semi_supervised": True, "n_labels": N_LABELS.get(dataset, 0), **own}
     objective = values.get("objective", layers.get("objective", "auto"))
@@ -292,7 +292,7 @@ def deviations(settings: Settings) -> dict[str, str]:
 
     Without the seed, and without what doesn't decide what is learnt. Equal deviations are equal compositions.
     """
-    named = settings.dataset, settings.method, settings.semi_supervised
+    named = settings.dataset, settings.method, settings.prior, settings.semi_supervised
     given = {name: getattr(settings, name) for name in ("preset", "objective", "epochs", "latent_size")}
     layers, _ = _layers(*named, given)
     _, objective = _layers(*named, {"preset": settings.preset})
