@@ -284,7 +284,7 @@ def start(words: Sequence[str], **environment: str) -> subprocess.Popen[str]:
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240  # Ray's workers are nice: they wait where the processors are busy
     while not path.exists():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, f"no {path.name}"
