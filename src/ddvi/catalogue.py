@@ -67,8 +67,14 @@ MEASURES: dict[str, tuple[str, str]] = {
     "iw_bound": ("importance-weighted bound with K draws, nats per example", "higher"),
     "inference_gap": ("log_likelihood − elbo on the same examples: what the bound loses", "lower"),
     "marginal_gap": ("KL(q(z|x) ‖ p(z|x)), nats", "lower"),
-    "inference_gap_iw": ("the same with log_likelihood_iw, so too small where q(z|x) is far from p(z|x)", "lower"),
-    "marginal_gap_iw": ("the same with log_likelihood_iw, so too small where q(z|x) is far from p(z|x)", "lower"),
+    "inference_gap_iw": (
+        "log_likelihood_iw − elbo on the same examples: too small where q is far from p(z|x)",
+        "lower",
+    ),
+    "marginal_gap_iw": (
+        "KL(q(z|x) ‖ p(z|x)) by log_likelihood_iw, nats: too small where q is far from p(z|x)",
+        "lower",
+    ),
     "bits_per_dimension": ("−log p(x) per pixel value in bits, of dequantised images", "lower"),
     "accuracy": ("share of test examples whose label argmax q(l|x) is", "higher"),
     "calibration_error": ("mean distance of confidence and accuracy, 15 bins", "lower"),

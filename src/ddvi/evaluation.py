@@ -107,9 +107,8 @@ def evaluate(
         elbo, log_likelihood = metrics.pop("_elbo", None), metrics.pop("_log_likelihood", None)
         if elbo is not None and log_likelihood is not None:
             tell("gaps")
-            stand_in = "" if "log_likelihood" in metrics else "_iw"
-            gaps = _gaps(model, x[: len(log_likelihood)], log_likelihood, elbo[: len(log_likelihood)], effort)
-            metrics |= {name.replace("_gap", f"_gap{stand_in}", 1): value for name, value in gaps.items()}
+            kind = "gap" if "log_likelihood" in metrics else "gap_iw"
+            metrics |= _gaps(model, x[: len(log_likelihood)], log_likelihood, elbo[: len(log_likelihood)], effort, kind)
         metrics |= _bits_per_dimension(model, x, log_likelihood)
         if semi_supervised:
             tell("classification")
@@ -220,12 +219,15 @@ def _log_likelihood(
 
 
 def _gaps(
-    model: LatentVariableModel, x: Tensor, log_likelihood: Tensor, elbo: Tensor, effort: Effort
+    model: LatentVariableModel, x: Tensor, log_likelihood: Tensor, elbo: Tensor, effort: Effort, kind: str
 ) -> dict[str, Any]:
-    """What the bound loses, on all examples, and KL(q(z|x) ‖ p(z|x)), on the first of the fixed permutation."""
+    """What the bound loses, on all examples, and KL(q(z|x) ‖ p(z|x)), on the first of the fixed permutation, in nats.
+
+    Of x (N, *event), with log p(x) or what stands in for it, and the bound, (N,) each; `kind` ends the measures' names.
+    """
     inference_gap = (log_likelihood - elbo).mean().item()
     if model.classifier is None and not model.posterior(x[:1]).auxiliaries:
-        return {"inference_gap": inference_gap, "marginal_gap": inference_gap}
+        return {f"inference_{kind}": inference_gap, f"marginal_{kind}": inference_gap}
     gaps = []
     rows = _permutation(x)[: effort.gap_examples]
     for part in x[rows].split(10):
@@ -235,11 +237,11 @@ def _gaps(
         gaps.append((log_q - model.likelihood.log_prob(part, z) - model.prior.log_prob(z)).double().mean(0))
     gap = torch.cat(gaps) + log_likelihood[rows]
     return {
-        "inference_gap": inference_gap,
-        **_mean_and_error("marginal_gap", gap),
-        "marginal_gap_draws": effort.gap_draws,
-        "marginal_gap_auxiliary_draws": effort.gap_auxiliary_draws,
-        "marginal_gap_examples": len(gap),
+        f"inference_{kind}": inference_gap,
+        **_mean_and_error(f"marginal_{kind}", gap),
+        f"marginal_{kind}_draws": effort.gap_draws,
+        f"marginal_{kind}_auxiliary_draws": effort.gap_auxiliary_draws,
+        f"marginal_{kind}_examples": len(gap),
     }
 
 

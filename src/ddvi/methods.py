@@ -43,8 +43,8 @@ class Method:
     warms_up: bool = False
     defaults: Mapping[str, object] = field(default_factory=dict)
     learning_rates: Mapping[str, float] = field(default_factory=dict)
-    semi: dict[str, object] = field(default_factory=lambda: _LABELS)
-    semi_under: Mapping[str, dict[str, object]] = field(default_factory=dict)
+    semi: Mapping[str, object] = field(default_factory=lambda: _LABELS)
+    semi_under: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     paper: Mapping[str, object] = field(default_factory=dict)
     paper_semi: Mapping[str, object] = field(default_factory=dict)
 
@@ -63,7 +63,7 @@ _PAPER_SEMI = {"epochs": 50, "kl_weight": 0.01, "prior_weight": 1.0, "classifier
 _PAPER_FLOW = {"kl_weight": 0.01, "kl_rise": 0.8, "context_size": 10}
 _DIFFUSION = ("steps", "noise", "denoiser_size", "denoiser_layers", "covariance", "prior_denoiser", "level_weights")
 
-_LABELS: dict[str, object] = {
+_LABELS: Mapping[str, object] = {
     "lr": 3e-3,
     "classifier_weight": 20.0,
     "agreement_weight": 20.0,
