@@ -93,9 +93,9 @@ const where = (row) => {
 
 
 def load(page: Page, path: Path, *window: Any, **how: Any) -> None:
-    """Open a page and tell it what the tests ask."""
+    """Open a page and tell it what the tests ask; it scrolls at once, so that what is measured stays where it is."""
     page.open(path, *window, **how)
-    page.evaluate(HELPERS)
+    page.evaluate(HELPERS + "document.documentElement.style.scrollBehavior = 'auto';")
 
 
 @pytest.fixture(scope="module")
@@ -183,12 +183,15 @@ def test_a_measure_is_explained_on_focus_and_on_hover(page: Page, single: Path) 
     assert page.evaluate("tips()") == []
     page.evaluate("document.querySelector('#measures .scroll').focus()")
     page.key("Tab")
+    page.wait("tips().length")
     (said,) = page.evaluate("tips()")
     assert said.startswith("exact log p(x), nats per example, by quadrature")
     assert "Higher is better." in said
     page.evaluate("document.activeElement.blur()")
+    page.wait("!tips().length")
     x, y, _, _ = page.evaluate("box('.term', 3)")
     page.mouse("mouseMoved", x + 5, y + 5)
+    page.wait("tips().length")
     (said,) = page.evaluate("tips()")
     assert "what the bound loses" in said
 
@@ -211,9 +214,7 @@ def test_all_that_can_be_worked_is_reached_by_keyboard_and_shows_its_focus(page:
 
 def test_hover_shows_the_example_and_a_loop_selects(page: Page, single: Path) -> None:
     load(page, single, 1280, 1000)
-    page.evaluate(
-        "document.documentElement.style.scrollBehavior = 'auto'; document.querySelector('#latents').scrollIntoView()"
-    )
+    page.evaluate("document.querySelector('#latents').scrollIntoView()")
     x, y = page.evaluate("where(5)")
     page.mouse("mouseMoved", x - 2, y)
     page.mouse("mouseMoved", x, y)
