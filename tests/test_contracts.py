@@ -191,3 +191,17 @@ def test_the_priors_own_denoiser_reaches_the_network():
     assert model.posterior.prior_denoiser is not None
     assert_every_parameter_learns(model, objective, model.preprocessing(raw_data("binary table", 64)))
     assert not [name for name in model.state_dict() if "prior_denoiser" in name], "tables are made anew, not stored"
+
+
+@pytest.mark.parametrize("kind", OBSERVATIONS)
+@pytest.mark.parametrize("objective", METHODS["ddvi"].objectives)
+def test_the_likelihood_guides_the_last_step_whatever_the_data(kind, objective):
+    model, objective = compose("ddvi", kind, objective=objective, guidance=1)
+    x = model.preprocessing(raw_data(kind))
+    assert_every_parameter_learns(model, objective, x)
+    draw = model.posterior(x).draw((4,))
+    torch.testing.assert_close(draw.log_ratio, model.posterior(x).log_ratio(draw.path), atol=1e-3, rtol=1e-4)
+    assert model.groups()["posterior"] == list(model.posterior.parameters())
+    assert not [name for name, _ in model.posterior.named_parameters() if "likelihood" in name], (
+        "it isn't ours to train"
+    )

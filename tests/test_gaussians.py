@@ -109,3 +109,12 @@ def test_gradients_of_the_factorisation(size):
 
     inputs = (full(2, size).factor.requires_grad_(), torch.rand(2, 1).requires_grad_())
     assert torch.autograd.gradcheck(value, inputs)
+
+
+@sizes
+def test_a_gaussian_of_a_gaussian_has_the_composed_moments(size):
+    outer, inner = full(7, size), full(7, size)
+    found = outer.after(inner)
+    expected = outer.mean + (outer.factor @ inner.mean.unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(found.mean, expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(found.factor, outer.factor @ inner.factor, atol=1e-12, rtol=0)

@@ -74,6 +74,25 @@ def test_pairwise_log_prob_is_log_prob_of_every_pair(family, shape):
     torch.testing.assert_close(likelihood.pairwise_log_prob(x, z), pairs, atol=1e-10, rtol=0)
 
 
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "user"])
+def test_moments_give_the_score_and_fishers_information(family):
+    """∂/∂z log p(x|z) = Jᵀ (T − E[T]) of each x, and Jᵀ Var(T) J is the score's covariance over x."""
+    likelihood, by_hand = build(family, (4,))
+    z = torch.randn(2, requires_grad=True)
+    x = by_hand(z.detach()).sample((50_000,))
+    with torch.no_grad():
+        statistics = likelihood.statistics(x)[0]
+        mean, variance = likelihood.moments(likelihood.natural(z))
+    jacobian = torch.autograd.functional.jacobian(lambda z: likelihood.natural(z), z)
+    score = (statistics - mean) @ jacobian
+    (expected,) = torch.autograd.grad(likelihood.log_prob(x[:1], z[None]).sum(), z)
+    torch.testing.assert_close(score[0], expected, atol=1e-10, rtol=1e-10)
+    information = jacobian.T @ (variance[:, None] * jacobian)
+    products = score[:, :, None] * score[:, None]
+    error = products.std(0) / math.sqrt(len(x))
+    assert ((products.mean(0) - information).abs() < 4.5 * error).all()
+
+
 @families
 @shapes
 @torch.no_grad()

@@ -9,6 +9,8 @@ from torch.distributions import Normal
 
 from conftest import LinearGaussian, set_linear
 from ddvi.errors import InputError
+from ddvi.likelihoods import BernoulliLikelihood, DistributionLikelihood, FixedLikelihood, GaussianLikelihood
+from ddvi.networks import DenseDecoder
 from ddvi.noise import SCHEDULES, NoisingProcess, point
 from ddvi.objectives.base import Batch
 from ddvi.objectives.elbo import ELBO
@@ -16,6 +18,7 @@ from ddvi.posteriors.base import VARIANCE_FLOOR, Draw
 from ddvi.posteriors.diffusion import DiffusionPosterior
 from ddvi.posteriors.flow import FlowPosterior
 from ddvi.posteriors.gaussian import GaussianPosterior
+from ddvi.posteriors.guidance import Guidance
 from ddvi.posteriors.hierarchical import HierarchicalPosterior
 from ddvi.posteriors.implicit import ImplicitPosterior
 from ddvi.posteriors.prior_denoiser import PriorDenoiser
@@ -332,9 +335,11 @@ def test_untrained_chain_is_the_gaussian_posterior(steps, noise):
     assert_agree(bound - truth, "the bound of a chain that loses nothing and log q(z|x)", limit=5)
 
 
+@pytest.mark.parametrize("guided", [False, True])
 @chains
-def test_bound_is_the_average_log_ratio_over_the_noising_process(steps, noise):
-    posterior = perturbed("diffusion", steps=steps, noise=noise)
+def test_bound_is_the_average_log_ratio_over_the_noising_process(steps, noise, guided):
+    guidance = Guidance(BernoulliLikelihood(DenseDecoder(2, torch.Size([3]), 4), torch.Size([3]))) if guided else None
+    posterior = perturbed("diffusion", steps=steps, noise=noise, guidance=guidance)
     x = torch.randn(4, 3)
     repeats = 20_000
     with torch.no_grad():
@@ -408,6 +413,59 @@ def test_untrained_chain_without_context_denoises_a_standard_gaussian():
         torch.testing.assert_close(prediction.factor, factor, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_guidance_is_exact_where_the_model_is_gaussian(steps):
+    """p(z_0 | z_1, x) of N(c, s² I) and a linear decoder: precision I/s² + WᵀW/τ², however many steps are taken."""
+    decoder, scale = nn.Linear(2, 5), torch.rand(5) + 0.5
+    guidance = Guidance(FixedLikelihood(GaussianLikelihood(decoder, torch.Size([5]), scale)), steps)
+    x, center, width = torch.randn(4, 5), torch.randn(7, 4, 2), torch.tensor([0.3])
+    with torch.no_grad():
+        found = guidance(center, width, guidance.statistics(x))
+        weight = decoder.weight / scale[:, None]
+        precision = torch.eye(2) / width**2 + weight.T @ weight
+        target = (x - decoder.bias) / scale @ weight + center / width**2
+        expected = torch.linalg.solve(precision, target.unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(found.mean, expected, atol=1e-10, rtol=0)
+    covariance = torch.linalg.inv(precision).expand(7, 4, 2, 2)
+    torch.testing.assert_close(found.factor @ found.factor.mT, covariance, atol=1e-10, rtol=0)
+
+
+def test_steps_of_guidance_go_to_the_peak():
+    """Where the gradient of log p(z_0 | z_1) + log p(x | z_0) vanishes, but for the width of J's differences."""
+    decoder = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 30))
+    likelihood = BernoulliLikelihood(decoder, torch.Size([30]))
+    x, center, width = (torch.rand(4, 30) < 0.5).double(), torch.randn(4, 2), torch.tensor([0.2])
+
+    def slope(z):
+        z = z.detach().requires_grad_()
+        log_joint = likelihood.log_prob(x, z) - 0.5 * ((z - center) / width).square().sum(-1)
+        return float(torch.autograd.grad(log_joint.sum(), z)[0].abs().max())
+
+    found = [Guidance(likelihood, steps)(center, width, x).mean for steps in (1, 2, 20)]
+    start, first, second, last = map(slope, [center, *found])
+    assert start > first > second
+    assert last < 0.02 * start
+
+
+def test_guidance_ignores_dropout_and_leaves_the_decoders_mode():
+    decoder = DenseDecoder(2, torch.Size([3]), 8, dropout=0.5).train()
+    guidance = Guidance(BernoulliLikelihood(decoder, torch.Size([3])))
+    center, width, x = torch.randn(4, 2), torch.tensor([0.3]), torch.ones(4, 3)
+    first, again = (guidance(center, width, x) for _ in range(2))
+    torch.testing.assert_close(first.mean, again.mean, atol=0, rtol=0)
+    assert all(part.training for part in decoder.modules())
+
+
+def test_guidance_without_an_exponential_family_or_full_covariances_is_refused():
+    shape = torch.Size([3])
+    other = DistributionLikelihood(lambda z: Normal(z, 1.0), shape)
+    with pytest.raises(InputError, match=r"^guidance needs .*, not DistributionLikelihood; use guidance=0$"):
+        Guidance(other)
+    guidance = Guidance(BernoulliLikelihood(nn.Linear(2, 3), shape))
+    with pytest.raises(InputError, match="use covariance=full"):
+        perturbed("diffusion", guidance=guidance, covariance="diagonal")
+
+
 def test_every_variance_has_its_floor():
     posterior = build("diffusion", perturbed("gaussian").encoder, steps=3)
     with torch.no_grad():
@@ -422,12 +480,19 @@ def test_every_variance_has_its_floor():
 # Gradients
 
 
-@pytest.mark.parametrize("options", [{"latent_size": 2}, {"latent_size": 3, "steps": 1}, {"prior": "pinwheel"}])
+@pytest.mark.parametrize(
+    "options", [{"latent_size": 2}, {"latent_size": 3, "steps": 1}, {"prior": "pinwheel"}, {"guided": 2}]
+)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
 def test_the_chains_fast_gradient_is_that_of_its_steps(options, dtype, tolerance):
     """Jacobians of all steps at once against differentiation step by step, with the same random numbers."""
     prior = make_prior(options["prior"]) if "prior" in options else None
-    posterior = perturbed("diffusion", **options | {"prior": prior}).to(dtype)
+    guidance = None
+    if "guided" in options:
+        decoder = DenseDecoder(2, torch.Size([3]), 4).to(dtype)
+        guidance = Guidance(BernoulliLikelihood(decoder, torch.Size([3])), options["guided"])
+    shape = {name: value for name, value in options.items() if name not in ("guided", "prior")}
+    posterior = perturbed("diffusion", **shape, prior=prior, guidance=guidance).to(dtype)
     x, target = torch.randn(5, 3, dtype=dtype), torch.randn(5, posterior.latent_size, dtype=dtype)
     found = []
     for plain in (False, True):

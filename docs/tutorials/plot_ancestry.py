@@ -107,7 +107,7 @@ print(f"{(genotypes == MISSING).mean():.1%} of the calls are missing")
 #     log p(x | z) = Σ_s log Binomial(x_s; 2, p_s(z))    over sites that were called
 #
 # This is an exponential family, in T(x) = (x_s, 1) at called sites and 0 at the others, and
-# η(z) = (logit p_s, 2 log(1 − p_s)). Said so, scores of many pairs are one matrix product.
+# η(z) = (logit p_s, 2 log(1 − p_s)), with A = 0. Said so, scores of many pairs are one matrix product.
 
 
 class GenotypeLikelihood(ddvi.ExponentialFamily):
@@ -116,9 +116,12 @@ class GenotypeLikelihood(ddvi.ExponentialFamily):
     def forward(self, z: Tensor) -> Distribution:
         return Independent(Binomial(2, logits=self.decoder(z)), 1)
 
-    def natural(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def natural(self, z: Tensor) -> Tensor:
         logits = self.decoder(z)
-        return torch.cat([logits, -2 * nn.functional.softplus(logits)], -1), logits.new_zeros(logits.shape[:-1])
+        return torch.cat([logits, -2 * nn.functional.softplus(logits)], -1)
+
+    def log_partition(self, parameters: Tensor) -> Tensor:
+        return parameters.new_zeros(parameters.shape[:-1])
 
     def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         called = (x != MISSING).to(x.dtype)

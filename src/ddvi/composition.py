@@ -22,6 +22,7 @@ from ddvi.objectives.marginal import MarginalLikelihood
 from ddvi.objectives.semi_supervised import SemiSupervised
 from ddvi.objectives.wake_sleep import ReweightedWakeSleep, WakeSleep
 from ddvi.objectives.warm_up import WarmUp
+from ddvi.posteriors.guidance import Guidance
 from ddvi.priors import Prior, make_prior
 from ddvi.schedule import Phase, Schedule
 from ddvi.settings import Settings
@@ -135,7 +136,10 @@ def assemble(
         labels: number of classes where labels are learnt too.
     """
     method, (latent_size,) = METHODS[settings.method], prior.event_shape
-    available = settings.as_dict() | {"prior_denoiser": prior if settings.prior_denoiser else None}
+    available = settings.as_dict() | {
+        "prior_denoiser": prior if settings.prior_denoiser else None,
+        "guidance": Guidance(likelihood, settings.guidance) if settings.guidance else None,
+    }
     options: dict[str, Any] = {name: available[name] for name in method.takes}
     posterior_class = method.posterior_class()
     if not posterior_class.has_density:

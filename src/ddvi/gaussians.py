@@ -97,6 +97,14 @@ class FullGaussian(NamedTuple):
         log_ratio = 2 * self._log_determinant() - other.variance.log().expand(self.mean.shape).sum(-1)
         return 0.5 * (trace + _dot(whitened, whitened) - size + log_ratio)
 
+    def after(self, inner: FullGaussian) -> FullGaussian:
+        """The law of mean + L w where w has the law `inner` (*, D)."""
+        within = inner._rows()
+        entries = [
+            _dot(row[j:], [within[k][j] for k in range(j, len(row))]) for row in self._rows() for j in range(len(row))
+        ]
+        return FullGaussian(self.transform(inner.mean), torch.stack(entries, -1))
+
     def mapped(self, factor: Tensor, shift: Tensor | float, noise: Tensor) -> Self:
         """The law of factor · z + shift + ε, ε ~ N(0, noise I); factor and noise broadcastable to (*, 1)."""
         # The Cholesky factor of factor² L Lᵀ + noise · I, entry by entry.

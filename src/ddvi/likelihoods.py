@@ -2,7 +2,7 @@
 
 The built-in ones are exponential families with independent entries,
 
-    log p(x | z) = ⟨T(x), η(z)⟩ − A(z) + h(x),
+    log p(x | z) = ⟨T(x), η(z)⟩ − A(η(z)) + h(x),
 
 so that scoring N observations against M latents, which the exact evidence needs, is one matrix product.
 """
@@ -57,15 +57,16 @@ class Likelihood(nn.Module, abc.ABC):
 class ExponentialFamily(Likelihood):
     """An exponential family with independent entries; subclasses say what T, η, A and h are.
 
-        log p(x | z) = ⟨T(x), η(z)⟩ − A(z) + h(x)
+        log p(x | z) = ⟨T(x), η(z)⟩ − A(η(z)) + h(x)
 
     Args:
         decoder: from z (*, D) to one parameter per entry, (*, *event) (for categories: (*, *event, categories)).
         event_shape: shape of one observation.
 
     Example:
-        >>> parameters, log_partition = PoissonLikelihood(nn.Linear(2, 6), torch.Size([6])).natural(torch.zeros(4, 2))
-        >>> parameters.shape, log_partition.shape
+        >>> likelihood = PoissonLikelihood(nn.Linear(2, 6), torch.Size([6]))
+        >>> parameters = likelihood.natural(torch.zeros(4, 2))
+        >>> parameters.shape, likelihood.log_partition(parameters).shape
         (torch.Size([4, 6]), torch.Size([4]))
     """
 
@@ -75,22 +76,31 @@ class ExponentialFamily(Likelihood):
         self.event_shape: torch.Size = torch.Size(event_shape)
 
     @abc.abstractmethod
-    def natural(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """η(z) flattened, (*, F), and A(z), (*)."""
+    def natural(self, z: Tensor) -> Tensor:
+        """η(z) of z (*, D), flattened, (*, F)."""
+
+    @abc.abstractmethod
+    def log_partition(self, parameters: Tensor) -> Tensor:
+        """A(η) of η (*, F): (*)."""
 
     @abc.abstractmethod
     def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """T(x) flattened, (N, F), and h(x), (N,)."""
 
+    def moments(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean ∂A/∂η and variance ∂²A/∂η² of T(x) at η (*, F): (*, F) each. `Guidance` alone needs them."""
+        raise NotImplementedError
+
     def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
-        parameters, log_partition = self.natural(z)
+        parameters = self.natural(z)
         statistics, log_base = self.statistics(x)
-        return torch.einsum("bf,...bf->...b", statistics, parameters) - log_partition + log_base
+        fit = torch.einsum("bf,...bf->...b", statistics, parameters)
+        return fit - self.log_partition(parameters) + log_base
 
     def pairwise_log_prob(self, x: Tensor, z: Tensor) -> Tensor:
-        parameters, log_partition = self.natural(z)
+        parameters = self.natural(z)
         statistics, log_base = self.statistics(x)
-        return torch.addmm(log_base[:, None] - log_partition, statistics, parameters.T)
+        return torch.addmm(log_base[:, None] - self.log_partition(parameters), statistics, parameters.T)
 
     def _independent(self, distribution: Distribution) -> Independent:
         return Independent(distribution, len(self.event_shape))
@@ -123,12 +133,18 @@ class BernoulliLikelihood(ExponentialFamily):
     def forward(self, z: Tensor) -> Distribution:
         return self._independent(_Bernoulli(logits=self.decoder(z), validate_args=False))
 
-    def natural(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.decoder(z).flatten(-len(self.event_shape))
-        return logits, functional.softplus(logits).sum(-1)
+    def natural(self, z: Tensor) -> Tensor:
+        return self.decoder(z).flatten(-len(self.event_shape))
+
+    def log_partition(self, parameters: Tensor) -> Tensor:
+        return functional.softplus(parameters).sum(-1)
 
     def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x.flatten(1), x.new_zeros(())[None].expand(len(x))
+
+    def moments(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        probability = parameters.sigmoid()
+        return probability, probability * (1 - probability)
 
 
 @final
@@ -155,14 +171,19 @@ class GaussianLikelihood(ExponentialFamily):
     def forward(self, z: Tensor) -> Distribution:
         return self._independent(Normal(self.decoder(z), self.log_scale.exp(), validate_args=False))
 
-    def natural(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        scaled = (self.decoder(z) * (-self.log_scale).exp()).flatten(-len(self.event_shape))
-        return scaled, 0.5 * (scaled**2).sum(-1)
+    def natural(self, z: Tensor) -> Tensor:
+        return (self.decoder(z) * (-self.log_scale).exp()).flatten(-len(self.event_shape))
+
+    def log_partition(self, parameters: Tensor) -> Tensor:
+        return 0.5 * (parameters**2).sum(-1)
 
     def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         scaled = (x * (-self.log_scale).exp()).flatten(1)
         constant = self.log_scale.expand(self.event_shape).sum() + 0.5 * scaled.shape[1] * math.log(2 * math.pi)
         return scaled, -0.5 * (scaled**2).sum(-1) - constant
+
+    def moments(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return parameters, torch.ones_like(parameters)
 
 
 @final
@@ -186,13 +207,19 @@ class PoissonLikelihood(ExponentialFamily):
     def forward(self, z: Tensor) -> Distribution:
         return self._independent(Poisson(self._log_rate(z).exp(), validate_args=False))
 
-    def natural(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        log_rate = self._log_rate(z).flatten(-len(self.event_shape))
-        return log_rate, log_rate.exp().sum(-1)
+    def natural(self, z: Tensor) -> Tensor:
+        return self._log_rate(z).flatten(-len(self.event_shape))
+
+    def log_partition(self, parameters: Tensor) -> Tensor:
+        return parameters.exp().sum(-1)
 
     def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         counts = x.flatten(1)
         return counts, -torch.lgamma(counts + 1).sum(-1)
+
+    def moments(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        rate = parameters.exp()
+        return rate, rate
 
 
 @final
@@ -228,16 +255,21 @@ class NegativeBinomialLikelihood(ExponentialFamily):
         count = self.log_dispersion.exp()
         return self._independent(NegativeBinomial(count, logits=self._logits(z), validate_args=False))
 
-    def natural(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self._logits(z)
-        log_partition = self.log_dispersion.exp() * functional.softplus(logits)
-        entries = -len(self.event_shape)
-        return functional.logsigmoid(logits).flatten(entries), log_partition.flatten(entries).sum(-1)
+    def natural(self, z: Tensor) -> Tensor:
+        return functional.logsigmoid(self._logits(z)).flatten(-len(self.event_shape))
+
+    def log_partition(self, parameters: Tensor) -> Tensor:
+        return -((-torch.expm1(parameters)).log() @ self.log_dispersion.exp().flatten())
 
     def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         counts, dispersion = x.flatten(1), self.log_dispersion.exp().flatten()
         log_base = torch.lgamma(counts + dispersion) - torch.lgamma(dispersion) - torch.lgamma(counts + 1)
         return counts, log_base.sum(-1)
+
+    def moments(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        odds = parameters.exp() / -torch.expm1(parameters)
+        mean = self.log_dispersion.exp().flatten() * odds
+        return mean, mean * (1 + odds)
 
 
 @final
@@ -264,14 +296,21 @@ class CategoricalLikelihood(ExponentialFamily):
     def forward(self, z: Tensor) -> Distribution:
         return self._independent(Categorical(logits=self.decoder(z), validate_args=False))
 
-    def natural(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        logits = functional.log_softmax(self.decoder(z), -1).flatten(-len(self.event_shape) - 1)
-        return logits, logits.new_zeros(()).expand(logits.shape[:-1])
+    def natural(self, z: Tensor) -> Tensor:
+        return functional.log_softmax(self.decoder(z), -1).flatten(-len(self.event_shape) - 1)
+
+    def log_partition(self, parameters: Tensor) -> Tensor:
+        return parameters.new_zeros(()).expand(parameters.shape[:-1])
 
     def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         hot = functional.one_hot(x.long(), self.categories).flatten(1)
         dtype = next(self.parameters()).dtype
         return hot.to(dtype), torch.zeros(len(x), dtype=dtype, device=x.device)
+
+    def moments(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        # Of log softmax the Jacobian keeps to the simplex: with it, this is Fisher's information and its gradient.
+        probability = parameters.exp()
+        return probability, probability
 
 
 @final

@@ -24,7 +24,8 @@ class Method:
     Args:
         description: one line for `ddvi list`.
         posterior: the class, as module:name.
-        takes: names of settings that its constructor takes as keywords (`prior_denoiser`: the prior, or None if false).
+        takes: names of settings that its constructor takes as keywords (`prior_denoiser`: the prior, `guidance`: one of
+            the likelihood; None where they are switched off).
         objectives: those that it can be trained by, its own first.
         warms_up: whether there is a simpler model that training can start with, see `ddvi.objectives.warm_up`.
         defaults: settings that differ from the general defaults.
@@ -61,7 +62,16 @@ class Method:
 _FLOW = ("flow_layers", "context_size")
 _PAPER_SEMI = {"epochs": 50, "kl_weight": 0.01, "prior_weight": 1.0, "classifier_weight": 0.01}
 _PAPER_FLOW = {"kl_weight": 0.01, "kl_rise": 0.8, "context_size": 10}
-_DIFFUSION = ("steps", "noise", "denoiser_size", "denoiser_layers", "covariance", "prior_denoiser", "level_weights")
+_DIFFUSION = (
+    "steps",
+    "noise",
+    "denoiser_size",
+    "denoiser_layers",
+    "covariance",
+    "prior_denoiser",
+    "level_weights",
+    "guidance",
+)
 
 _LABELS: Mapping[str, object] = {
     "lr": 3e-3,

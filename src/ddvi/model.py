@@ -133,7 +133,7 @@ class LatentVariableModel(nn.Module):
         """The same from features (B, features) that the encoder has given already."""
         if self.classifier is None:
             return View(features, None, None)
-        log_label = self.classifier(features).log_softmax(-1).T
+        log_label = self._log_label(features).T
         if label is None:
             label = torch.arange(len(log_label), device=features.device)[:, None]
         else:
@@ -143,7 +143,7 @@ class LatentVariableModel(nn.Module):
     def classify(self, x: Tensor) -> Tensor:
         """log q(l | x) of x (B, *event): (B, C); without a classifier log p(l | z) at the encoded z."""
         if self.classifier is not None:
-            return self.classifier(self.posterior.encode(x)).log_softmax(-1)
+            return self._log_label(self.posterior.encode(x))
         z = self.posterior(x).sample()
         every = torch.arange(self.prior.parts or 1, device=x.device)[:, None]
         return self.prior.log_prob(z[None], every).log_softmax(0).T
@@ -185,7 +185,7 @@ class LatentVariableModel(nn.Module):
         """q(z, a | x) of x (B, *event), with labels q(z, a | x, l) of one drawn from q(l | x)."""
         features = self.posterior.encode(x)
         if self.classifier is not None:
-            features = self.posterior.with_label(features, choose(self.classifier(features).T))
+            features = self.posterior.with_label(features, choose(self._log_label(features).T))
         return self.posterior.condition(features)
 
     def latent(self, x: Tensor) -> Tensor:
@@ -214,6 +214,11 @@ class LatentVariableModel(nn.Module):
         z = draw(partial(self.prior.sample, label=label), (count,), 0)
         label = None if label is None else part(label)
         return Fantasies(sample(self.likelihood(z)).to(z.dtype), z, label)  # categories are drawn as integers
+
+    def _log_label(self, features: Tensor) -> Tensor:
+        """log q(l | x) from what the posterior's encoder gives, features first: (B, C)."""
+        assert self.classifier is not None
+        return self.classifier(features[:, : self.posterior.features]).log_softmax(-1)
 
     def _candidates(self, x: Tensor, samples: int) -> tuple[View, Tensor]:
         view = self.view(x)

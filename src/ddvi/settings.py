@@ -129,6 +129,11 @@ class Settings:
         "ddvi: of the chain's levels in denoising; plain weighs |z_0 − ẑ|² of all alike",
         choices=("bound", "plain"),
     )
+    guidance: int = setting(
+        0,
+        "ddvi: Newton steps by which the likelihood guides the chain's last step; 0 leaves it to the network",
+        minimum=0,
+    )
     flow_layers: int = setting(4, "iaf_vae, nsf_vae, h_iaf_vae: layers of a flow", minimum=1)
     context_size: int = setting(64, "iaf_vae, nsf_vae, h_iaf_vae: what a flow's layers see of x", minimum=1)
     spline_bins: int = setting(8, "nsf_vae: bins of a spline", minimum=2)
@@ -383,6 +388,10 @@ def _check_together(settings: Settings) -> None:
     if settings.noise == "learned" and settings.prior_denoiser and settings.latent_size == 2:
         raise InputError(
             "noise=learned moves the levels that the prior's denoiser is tabulated for; add prior_denoiser=false"
+        )
+    if settings.guidance and settings.covariance == "diagonal":
+        raise InputError(
+            f"guidance={settings.guidance} gives the last step a full covariance; take covariance=diagonal away"
         )
     if settings.resume and settings.overwrite:
         raise InputError("resume=true goes on with a run and overwrite=true starts anew; give one of them")

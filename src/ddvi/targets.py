@@ -89,6 +89,10 @@ class Constant(nn.Module):
         return torch.ones_like(x.flatten(1)[:, :1])
 
 
+_IDLE = ("hidden_size", "dropout", "sleep_levels", "prior_denoiser", "guidance")
+"""Settings that a target has no use for: it has no encoder, no fantasies, no prior and no likelihood."""
+
+
 @final
 class Target:
     """Learns an unnormalised density γ(z): draws of γ/Z, and an estimate of log Z, where there are no data.
@@ -139,7 +143,7 @@ class Target:
         **settings: Any,
     ) -> None:
         self.objective: Objective = Reweighted() if objective is None else objective
-        for name in ("hidden_size", "dropout", "sleep_levels", "prior_denoiser"):
+        for name in _IDLE:
             if name in settings:
                 raise InputError(f"{name} has no effect on a fixed target; leave it out")
         self._given = posterior
@@ -286,7 +290,7 @@ class Target:
             raise InputError(f"{path} was learnt {verb} posterior=; give load what Target was given")
         named = facts["settings"]
         method = named.pop("posterior")
-        for name in ("objective", "hidden_size", "dropout", "sleep_levels", "prior_denoiser"):
+        for name in ("objective", *_IDLE):
             named.pop(name, None)
         place = {"location": tensors.pop("location"), "scale": tensors.pop("scale")}
         options = {"support": support, "device": device, **place, **named}

@@ -32,11 +32,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ddvi.errors import InputError
 from ddvi.gaussians import DiagonalGaussian, FullGaussian, Gaussian, normal, packed, stack
 from ddvi.networks import Denoiser
 from ddvi.noise import Levels, NoisingProcess, point
 from ddvi.posteriors.base import VARIANCE_FLOOR, Conditional, Draw, Posterior
 from ddvi.posteriors.gaussian import GaussianHead
+from ddvi.posteriors.guidance import Guidance
 from ddvi.posteriors.prior_denoiser import PriorDenoiser
 from ddvi.priors import Prior
 from ddvi.randomness import draw
@@ -79,10 +81,16 @@ class DiffusionConditional(Conditional):
         start: the Gaussian (*batch_shape, D) whose noised version is q(z_T | x).
         anchor: the Gaussian whose exact denoiser the network corrects; usually the same.
         context: what the denoiser knows of x, (*batch_shape, denoiser_size).
+        statistics: T(x) for the guidance of the last step, (*batch_shape, F), or None without.
     """
 
     def __init__(
-        self, posterior: DiffusionPosterior, start: DiagonalGaussian, anchor: DiagonalGaussian, context: Tensor
+        self,
+        posterior: DiffusionPosterior,
+        start: DiagonalGaussian,
+        anchor: DiagonalGaussian,
+        context: Tensor,
+        statistics: Tensor | None = None,
     ) -> None:
         self.posterior = posterior
         self.noise: NoisingProcess = posterior.noise
@@ -92,6 +100,7 @@ class DiffusionConditional(Conditional):
         self.start: DiagonalGaussian = self.noise.marginal(start, self.last)
         self.anchor = anchor
         self.context = context
+        self.statistics = statistics
 
     def predict(self, z_t: Tensor, t: Tensor | slice) -> Gaussian:
         """The prediction of z_0.
@@ -104,7 +113,7 @@ class DiffusionConditional(Conditional):
         known, biases = _Steps.of(self.anchor, self.noise.at(t, axes)), self.posterior.denoiser.biases(t)
         if isinstance(t, slice):
             biases = [bias.view(len(bias), *[1] * axes, -1) for bias in biases]
-        return self.posterior.predict(z_t, t, known, biases, self.context)
+        return self.posterior.predict(z_t, t, known, biases, self.context, self.statistics)
 
     def step(self, z_t: Tensor, t: Tensor | slice) -> Gaussian:
         """q(z_{t-1} | z_t, x), shapes as in `predict`."""
@@ -133,7 +142,8 @@ class DiffusionConditional(Conditional):
         yield z, law, noise
         for t in range(self.noise.steps, 0, -1):
             known = _Steps.of(self.anchor, self.noise.at(t))
-            prediction = self.posterior.predict(z, t, known, [bias[t - 1] for bias in biases], self.context)
+            levels = [bias[t - 1] for bias in biases]
+            prediction = self.posterior.predict(z, t, known, levels, self.context, self.statistics)
             law, noise = self.noise.step_back(prediction, z, known.levels), normal(z)
             z = law.transform(noise)
             yield z, law, noise
@@ -253,9 +263,10 @@ class DiffusionPosterior(Posterior):
         covariance: of the steps, "diagonal" or "full"; "auto" takes full ones for up to 4 dimensions.
         prior_denoiser: a prior whose own denoiser E[z_0 | z_t] is given to the network as an input, for D = 2.
         level_weights: "bound", or "plain" for a denoising loss that weighs all levels alike, see `log_bound`.
+        guidance: what the last step is anchored at instead, see `Guidance`; takes full covariances.
 
     Raises:
-        InputError: D or T is not positive, or no schedule is called so.
+        InputError: D or T is not positive, no schedule is called so, or guidance meets diagonal covariances.
 
     Source: Piriyakulkij et al., Denoising Diffusion Variational Inference, AAAI 2025.
 
@@ -282,8 +293,12 @@ class DiffusionPosterior(Posterior):
         covariance: str = "auto",
         prior_denoiser: Prior | None = None,
         level_weights: str = "bound",
+        guidance: Guidance | None = None,
     ) -> None:
         super().__init__(encoder, latent_size, labels)
+        if guidance and covariance == "diagonal":
+            raise InputError("guidance gives the last step a full covariance; use covariance=full, or no guidance")
+        self.guidance = guidance
         self.noise: NoisingProcess = NoisingProcess(steps, noise)
         self.register_buffer("first", torch.arange(steps) == 0, persistent=False)
         self.anchor: GaussianHead = GaussianHead(self.features, latent_size)
@@ -291,8 +306,8 @@ class DiffusionPosterior(Posterior):
         if prior_denoiser is not None and latent_size == 2:
             self.prior_denoiser = PriorDenoiser(prior_denoiser, self.noise)
         known = 4 if self.prior_denoiser else 2
-        full = covariance == "full" or (covariance == "auto" and 1 < latent_size <= 4)
-        self.couplings: int = latent_size * (latent_size - 1) // 2 if full else 0
+        self.full: bool = covariance == "full" or bool(guidance) or (covariance == "auto" and 1 < latent_size <= 4)
+        self.couplings: int = latent_size * (latent_size - 1) // 2 if self.full else 0
         self.register_buffer("rows", torch.tril_indices(latent_size, latent_size, -1)[0], persistent=False)
         outputs = 2 * latent_size + self.couplings
         self.denoiser: Denoiser = Denoiser(
@@ -302,9 +317,24 @@ class DiffusionPosterior(Posterior):
         self.plain_gradient: bool = latent_size > _JACOBIANS_UP_TO
         """Whether a draw is differentiated step by step rather than with the Jacobians of all steps at once."""
 
+    def encode(self, x: Tensor, label: Tensor | None = None) -> Tensor:
+        features = super().encode(x, label)
+        if self.guidance is None:
+            return features
+        # What the guidance must know of x goes along, behind the features.
+        statistics = self.guidance.statistics(x)
+        return torch.cat([features, statistics.expand(*features.shape[:-1], -1)], -1)
+
+    def with_label(self, features: Tensor, label: Tensor) -> Tensor:
+        own, statistics = features[..., : self.features], features[..., self.features :]
+        told = super().with_label(own, label)
+        return torch.cat([told, statistics.expand(*told.shape[:-1], -1)], -1) if self.guidance else told
+
     def condition(self, features: Tensor) -> DiffusionConditional:
+        statistics = features[..., self.features :] if self.guidance else None
+        features = features[..., : self.features]
         anchor = self.anchor.gaussian(features)
-        return DiffusionConditional(self, anchor, anchor, self.denoiser.context(features))
+        return DiffusionConditional(self, anchor, anchor, self.denoiser.context(features), statistics)
 
     def without_context(self, features: Tensor) -> DiffusionConditional:
         """The simpler model that warm-up trains: the start depends on x, the steps denoise the prior alone."""
@@ -313,7 +343,13 @@ class DiffusionPosterior(Posterior):
         return DiffusionConditional(self, start, standard, features.new_zeros(()))
 
     def predict(
-        self, z_t: Tensor, t: Tensor | int | slice, known: _Steps, biases: Sequence[Tensor], context: Tensor
+        self,
+        z_t: Tensor,
+        t: Tensor | int | slice,
+        known: _Steps,
+        biases: Sequence[Tensor],
+        context: Tensor,
+        statistics: Tensor | None = None,
     ) -> Gaussian:
         """The anchored prediction (*, D) of z_0, its mean and covariance corrected by the network.
 
@@ -326,18 +362,46 @@ class DiffusionPosterior(Posterior):
             known: what the steps know at these levels.
             biases: the denoiser's at these levels.
             context: the denoiser's view of x.
+            statistics: T(x) where there is guidance.
         """
         mean = torch.addcmul(known.offset, known.gain, z_t)
         inputs = [z_t, torch.addcmul(known.shift, known.rate, z_t)]
-        if self.prior_denoiser is not None:
-            believed = self.prior_denoiser(z_t, t)
+        believed = self.prior_denoiser(z_t, t) if self.prior_denoiser is not None else None
+        if believed is not None:
             inputs += [believed, torch.asinh((believed - mean) / known.scale)]
         size = self.latent_size
         sizes = [size, size, self.couplings]
         correction, log_factor, coupling = self.denoiser(torch.cat(inputs, -1), biases, context).split(sizes, -1)
+        factor = (0.5 * _LARGEST_LOG_FACTOR * torch.tanh(log_factor / _LARGEST_LOG_FACTOR)).exp()
         mean = torch.addcmul(mean, known.scale, correction)
-        half_factor = 0.5 * _LARGEST_LOG_FACTOR * torch.tanh(log_factor / _LARGEST_LOG_FACTOR)
-        scale = (known.scale * half_factor.exp()).clamp_min(VARIANCE_FLOOR**0.5)
-        if not self.couplings:
+        scale = (known.scale * factor).clamp_min(VARIANCE_FLOOR**0.5)
+        if not self.full:
             return DiagonalGaussian(mean, scale**2)
-        return FullGaussian(mean, packed(scale, coupling * known.scale[..., self.rows]))
+        plain = FullGaussian(mean, packed(scale, coupling * known.scale[..., self.rows]))
+        below = t if isinstance(t, int) else t.start if isinstance(t, slice) else 1
+        if self.guidance is None or statistics is None or below > 1:
+            return plain
+        return self._guided(plain, FullGaussian(correction, packed(factor, coupling)), z_t, t, believed, statistics)
+
+    def _guided(
+        self,
+        plain: FullGaussian,
+        correction: FullGaussian,
+        z_t: Tensor,
+        t: Tensor | int | slice,
+        believed: Tensor | None,
+        statistics: Tensor,
+    ) -> FullGaussian:
+        """The prediction where the last step, t = 1, corrects what the guidance says instead."""
+        assert self.guidance is not None
+        levels = self.noise.at(1)
+        center = z_t / levels.alpha if believed is None else believed
+        if isinstance(t, slice):
+            center, correction = center[0], FullGaussian(*(part[0] for part in correction))
+        guided = self.guidance(center, levels.sigma / levels.alpha, statistics).after(correction)
+        if isinstance(t, int):
+            return guided
+        if isinstance(t, slice):
+            return FullGaussian(*(torch.cat([a[None], b[1:]]) for a, b in zip(guided, plain, strict=True)))
+        last = (t == 1).unsqueeze(-1)
+        return FullGaussian(*(torch.where(last, a, b) for a, b in zip(guided, plain, strict=True)))
