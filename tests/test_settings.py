@@ -147,3 +147,14 @@ def test_learning_rates_are_those_of_data_that_they_were_searched_for() -> None:
     assert resolve("cifar", "ddvi", "pinwheel").lr == FIELDS["lr"].default
     assert resolve("cifar_semi", "vae_semi", "pinwheel").lr == FIELDS["lr"].default
     assert resolve("cifar_semi", "vae_semi", "pinwheel", {"preset": "paper"}).lr == PAPER["lr"]
+
+
+def test_what_labels_weigh_follows_method_prior_and_data_set():
+    def weights(*named):
+        settings = resolve(*named)
+        return settings.classifier_weight, settings.agreement_weight, settings.label_temperature
+
+    assert weights("mnist_semi", "vae_semi", "pinwheel") == (20, 20, 1)
+    assert weights("mnist_semi", "aae_semi", "swiss_roll") == (50, 20, 50)
+    assert weights("cifar_semi", "vae_semi", "pinwheel") == (2000, 200, 1)
+    assert weights("cifar_semi", "aae_semi", "swiss_roll") == (2000, 200, 50)

@@ -278,7 +278,10 @@ def _layers(dataset: str, method: str, prior: str, semi: bool, values: Mapping[s
         layers[name] = layers[name] * values.get("epochs", epochs) // epochs  # the same share of a shorter training
     searched = dataset in _SEARCHED
     if semi:
-        own = {} if preset == "paper" else {**METHODS[method].semi, **METHODS[method].semi_under.get(prior, {})}
+        own: dict[str, Any] = {}
+        if preset != "paper":
+            more = METHODS[method].semi_for
+            own = {**METHODS[method].semi, **more.get(prior, {}), **more.get(dataset, {})}
         own = {name: value for name, value in own.items() if searched or name != "lr"}
         layers |= {"semi_supervised": True, "n_labels": N_LABELS.get(dataset, 0), **own}
     objective = values.get("objective", layers.get("objective", "auto"))
