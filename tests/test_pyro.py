@@ -153,6 +153,29 @@ def test_parameters_are_there_before_the_first_step_and_all_of_them_learn():
     assert len([name for name in pyro.get_param_store() if "denoiser" in name]) > 0
 
 
+@pytest.mark.parametrize("encoder", [False, True])
+def test_the_path_gradient_is_the_bounds_on_average_and_of_less_variance(encoder):
+    seen = nn.Sequential(nn.Linear(2, 3)) if encoder else None
+    if seen is not None:
+        seen.out_features = 3
+    arguments = [X] if encoder else []
+    guide = AutoDiffusion(conjugate, encoder=seen, init_scale=0.5, **SMALL)
+    train(guide, 100, *arguments, lr=2e-2)
+    loss = Trace_ELBO(200, vectorize_particles=True, max_plate_nesting=0)
+    found = []
+    for guide.path_gradient in (True, False):
+        gradients = []
+        for _ in range(100):
+            guide.zero_grad()
+            loss.loss_and_grads(conjugate, guide, *arguments)
+            gradients.append(torch.cat([p.grad.flatten() for p in guide.parameters()]))
+        found.append(torch.stack(gradients))
+    path, plain = found
+    error = ((path.var(0) + plain.var(0)) / len(path)).sqrt().clamp_min(1e-9)
+    assert ((path.mean(0) - plain.mean(0)).abs() / error).max() < 5.5
+    assert path.var(0).sum() < 0.5 * plain.var(0).sum()
+
+
 def test_weights_move_to_a_fresh_guide_without_pickle(tmp_path):
     guide = AutoDiffusion(conjugate, **SMALL)
     train(guide, 3)
