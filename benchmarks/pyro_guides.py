@@ -81,7 +81,7 @@ GUIDES: dict[str, Callable[[Callable[[], None]], Any]] = {
     "AutoNormal": AutoNormal,
     "AutoMultivariateNormal": AutoMultivariateNormal,
     "AutoIAFNormal": lambda model: AutoIAFNormal(model, hidden_dim=[64], num_transforms=2),
-    "AutoDiffusion": lambda model: AutoDiffusion(model, init_scale=1.0, steps=8),
+    "AutoDiffusion": lambda model: AutoDiffusion(model, init_scale=1.0, steps=16),
 }
 
 
