@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.stats import kstest
+from torch.distributions import Normal
 
 import ddvi
 from ddvi.errors import InputError
@@ -20,7 +22,10 @@ from ddvi.settings import resolve
 
 BATCH, HIDDEN, PIXELS, LATENT = 8, 32, 784, 2
 COMMON = {"prior": "pinwheel", "hidden_size": HIDDEN, "batch_size": BATCH, "device": "cpu"}
-MODULES = ("floor", "rates", "report", "scaling", "semi_supervised", "targets", "throughput")
+MODULES = (
+    *("calibration", "floor", "rates", "report", "scaling", "semi_supervised", "simulators", "targets"),
+    "throughput",
+)
 
 
 @pytest.fixture(scope="module")
@@ -239,6 +244,125 @@ def test_guides_are_compared(bench: SimpleNamespace, capsys: pytest.CaptureFixtu
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["guide"] for row in rows] == ["NUTS", *script.GUIDES]
     assert all(math.isfinite(row["elbo"]) for row in rows[1:])
+
+
+@pytest.mark.parametrize(("name", "x"), [("two_moons", (0.2, 1.35)), ("gaussian_mixture", (9.5, -3.0))])
+def test_references_have_the_density_of_the_posterior(bench: SimpleNamespace, name: str, x: tuple[float, ...]) -> None:
+    """Their shares of 64 cells of the plane are those of prior times likelihood; x is near the prior's edge."""
+
+    def log_likelihood(z: torch.Tensor) -> torch.Tensor:
+        first, second = z.unbind(-1)
+        if name == "gaussian_mixture":
+            wide, narrow = (Normal(z, scale).log_prob(torch.tensor(x)).sum(-1) for scale in (1.0, 0.1))
+            return torch.logaddexp(wide, narrow)
+        across = x[0] + (first + second).abs() / 2**0.5 - 0.25  # r cos a
+        radius = torch.hypot(across, x[1] - (second - first) / 2**0.5)
+        return torch.where(across > 0, Normal(0.1, 0.01).log_prob(radius) - radius.log(), -math.inf)
+
+    simulator = bench.simulators.SIMULATORS[name]()
+    with ddvi.seeded(0, name):
+        draws = simulator.reference(torch.tensor(x), 100_000).double()
+    assert simulator.prior.support.check(draws).all()
+    low, high = draws.min(0).values, draws.max(0).values
+    reach = simulator.prior.base_dist.high[0].double()
+    low, high = (low - 0.1).clamp_min(-reach), (high + 0.1).clamp_max(reach)
+    middles = (torch.arange(1600, dtype=torch.float64) + 0.5) / 1600
+    z = torch.cartesian_prod(*(low[:, None] + (high - low)[:, None] * middles))
+    weights = log_likelihood(z).softmax(0)
+
+    def cells(points: torch.Tensor) -> torch.Tensor:
+        columns, rows = (8 * (points - low) / (high - low)).long().clamp_max(7).unbind(-1)
+        return 8 * columns + rows
+
+    exact = torch.zeros(64, dtype=torch.float64).index_add_(0, cells(z), weights)
+    found = cells(draws).bincount(minlength=64) / len(draws)
+    error = (exact * (1 - exact) / len(draws)).sqrt()
+    assert (exact > 0.02).sum() > 5
+    assert ((found - exact).abs() < 4.5 * error + 2e-4).all()
+
+
+def test_references_of_the_linear_model_are_those_of_bayes_rule(bench: SimpleNamespace) -> None:
+    """N(m, S) with S = Σ − Σ (Σ + N)⁻¹ Σ and m = Σ (Σ + N)⁻¹ x, of prior covariance Σ and noise N, which is 0.1 I."""
+    simulator = bench.simulators.SIMULATORS["gaussian_linear"]()
+    prior = simulator.prior.base_dist.variance.diag()
+    noise = 0.1 * torch.eye(10)
+    with ddvi.seeded(0):
+        z, x = simulator.pairs(100_000)
+        draws = simulator.reference(x[0], 100_000)
+    torch.testing.assert_close((x - z).T.cov(), noise, rtol=0.0, atol=3e-3)
+    gain = prior @ torch.linalg.inv(prior + noise)
+    torch.testing.assert_close(draws.mean(0), gain @ x[0], rtol=0.0, atol=4 * (0.05 / len(draws)) ** 0.5)
+    torch.testing.assert_close(draws.T.cov(), prior - gain @ prior, rtol=0.0, atol=1.5e-3)
+
+
+@pytest.mark.parametrize("name", ["two_moons", "gaussian_linear", "gaussian_mixture"])
+def test_latents_are_spread_evenly_among_their_references(bench: SimpleNamespace, name: str) -> None:
+    """Ranks of z among draws of p(z | x) are uniform for pairs (z, x) of the model: both are draws of it."""
+    simulator = bench.simulators.SIMULATORS[name]()
+    with ddvi.seeded(0, name):
+        z, x = simulator.pairs(1000)
+        ranks = torch.stack([(simulator.reference(one, 99) < own).sum(0) for own, one in zip(z, x, strict=True)])
+    for each in ranks.T:
+        assert kstest((each + 0.5) / 100, "uniform").pvalue > 1e-3
+
+
+def test_diagnostics_pass_the_exact_posterior_alone(bench: SimpleNamespace) -> None:
+    """Draws of it pass, and can't be told from others; those at twice the distance from its mean fail."""
+    pytest.importorskip("sbi")
+    simulator = bench.simulators.SIMULATORS["gaussian_linear"]()
+    found = {}
+    with ddvi.seeded(0):
+        z, x = (values[:, :1] for values in simulator.pairs(200))
+        noise = 0.05**0.5 * torch.randn(100, 200, 1)
+        for factor in (1, 2):
+            found[factor] = bench.calibration.calibration(z, x, x / 2 + factor * noise)
+    exact, wide = found[1], found[2]
+    assert exact["sbc"] > 0.05
+    assert exact["coverage"] > 0.05
+    assert wide["sbc"] < 1e-3
+    assert wide["coverage"] < 1e-3
+    assert wide["area"] > 0.05 > abs(exact["area"])
+
+
+def test_draws_like_the_references_are_not_told_from_them(bench: SimpleNamespace) -> None:
+    pytest.importorskip("sbi")
+    simulator = bench.simulators.SIMULATORS["gaussian_linear"]()
+    told = {}
+    with ddvi.seeded(0):
+        _, x = simulator.pairs(1)
+        for factor in (1, 2):
+            draws = x / 2 + factor * 0.05**0.5 * torch.randn(200, 1, 10)
+            told[factor] = bench.calibration.distinguished(simulator, x, lambda *_, draws=draws: draws, 200)
+    assert told[1].keys() == bench.calibration.CLASSIFIERS.keys()
+    for classifier in told[1]:
+        assert told[1][classifier][0] < 0.58 < 0.7 < told[2][classifier][0]
+
+
+@pytest.mark.slow
+def test_posteriors_of_simulations_are_compared(bench: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sbi")
+    small = ["--simulations", "200", "--epochs", "1", "--pairs", "100", "--observations", "1", "--draws", "100"]
+    before = torch.get_rng_state()
+    bench.calibration.main(["gaussian_mixture", "--methods", "ddvi", "npe", *small, "--json"])
+    assert torch.equal(before, torch.get_rng_state())
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["method"] for row in rows] == ["ddvi", "npe"]
+    for row in rows:
+        assert 0 <= row["sbc"] <= 1
+        assert row["each"]["c2st"] == [row["c2st"]]
+        assert row["c2st"] > 0.6, "a pass over 200 simulations isn't enough"
+
+
+@pytest.mark.slow
+def test_every_estimator_stays_within_the_prior(bench: SimpleNamespace) -> None:
+    pytest.importorskip("sbi")
+    simulator = bench.simulators.SIMULATORS["gaussian_mixture"]()
+    with ddvi.seeded(0):
+        z, x = simulator.pairs(200)
+        for learn in bench.calibration.METHODS.values():
+            draws = learn(simulator, z, x, 1, 0)(5, x[:2])
+            assert draws.shape == (5, 2, 2)
+            assert simulator.prior.support.check(draws).all()
 
 
 def test_few_labels_are_searched_and_measured(bench: SimpleNamespace, tmp_path: Path, capsys: Any) -> None:

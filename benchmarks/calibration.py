@@ -1,0 +1,215 @@
+"""Whether posteriors learnt from simulations are calibrated, by sbi's diagnostics, and how sbi's own fare beside ours.
+
+    python benchmarks/calibration.py                    # all simulators and methods, as a Markdown table
+    python benchmarks/calibration.py two_moons --methods ddvi npe --simulations 10000 --json
+
+All methods learn from the same simulations: `ddvi` by `Inference.fit_simulations`, `npe` and `npse` are sbi's neural
+posterior and score estimation at sbi's settings. It needs `pip install 'ddvi[sbi]'`.
+
+| column | what | if exact |
+|---|---|---|
+| SBC | p-value of uniform ranks of z among draws of q(z|x): the least, times the number of latents | passes from 0.05 |
+| prior | accuracy at which z and a draw of q(z|x) are told apart, a latent at a time: the largest | 0.5 |
+| coverage | p-value of expected coverage, of balls around random points, being what is claimed | passes from 0.05 |
+| area | between the two, above a half; positive where q is too wide | 0 |
+| C2ST | accuracy at which draws of q(z|x) are told from those of p(z|x), the mean over observations | 0.5 |
+| mlp | the same by another classifier, a network instead of a random forest | 0.5 |
+
+Sources: Talts et al., Validating Bayesian Inference Algorithms with Simulation-Based Calibration, 2018; Lemos et al.,
+Sampling-Based Accuracy Testing of Posterior Estimators, 2023, for coverage; Lopez-Paz and Oquab, Revisiting Classifier
+Two-Sample Tests, 2017; Greenberg et al., 2019, and Sharrock et al., 2024, for sbi's estimators.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from simulators import SIMULATORS, Simulator
+from torch import Tensor
+
+import ddvi
+from ddvi.arithmetic import arithmetic
+
+GOALS = {"two_moons": 0.60, "gaussian_linear": 0.55, "gaussian_mixture": 0.55}
+"""C2ST at most, from 100,000 simulations."""
+CLASSIFIERS = {"c2st": "rf", "c2st_mlp": "mlp"}
+"""Of the two-sample test: sbi's default, and that of the benchmark."""
+
+Drawer = Callable[[int, Tensor], Tensor]
+"""A count and observations x (N, event) to draws of q(z | x), (count, N, D)."""
+
+
+def learn_ddvi(simulator: Simulator, z: Tensor, x: Tensor, epochs: int | None, seed: int) -> Drawer:
+    """The diffusion posterior, by the sleep term alone; a latent's support is the prior's."""
+    inference = ddvi.Inference(support=simulator.prior.support, seed=seed, steps=20, sleep_levels=4)
+    batch_size = min(512, len(x))
+    inference.fit_simulations((z, x), epochs=epochs or 30, batch_size=batch_size, lr=3e-3)
+    return lambda count, given: inference.posterior(given).sample((count,))
+
+
+def learn_npe(simulator: Simulator, z: Tensor, x: Tensor, epochs: int | None, seed: int) -> Drawer:
+    """sbi's neural posterior estimation."""
+    from sbi.inference import NPE
+
+    return _learn_by_sbi(NPE, simulator, z, x, epochs, seed)
+
+
+def learn_npse(simulator: Simulator, z: Tensor, x: Tensor, epochs: int | None, seed: int) -> Drawer:
+    """sbi's neural posterior score estimation, a diffusion in continuous time."""
+    from sbi.inference import NPSE
+
+    return _learn_by_sbi(NPSE, simulator, z, x, epochs, seed)
+
+
+METHODS: dict[str, Callable[[Simulator, Tensor, Tensor, int | None, int], Drawer]] = {
+    "ddvi": learn_ddvi,
+    "npe": learn_npe,
+    "npse": learn_npse,
+}
+
+
+def _learn_by_sbi(kind: Any, simulator: Simulator, z: Tensor, x: Tensor, epochs: int | None, seed: int) -> Drawer:
+    with ddvi.seeded(seed, "sbi"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of reaching the number of epochs
+        inference = kind(prior=simulator.prior, show_progress_bars=False, tracker=_Silent())
+        limits = {} if epochs is None else {"max_num_epochs": epochs}
+        inference.append_simulations(z, x).train(**limits)
+        posterior = inference.build_posterior()
+
+    def draw(count: int, given: Tensor) -> Tensor:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the size of portions
+            return posterior.sample_batched((count,), x=given, show_progress_bars=False).detach()
+
+    return draw
+
+
+class _Silent:
+    """A tracker of sbi's that keeps nothing; by default logs go into the working folder."""
+
+    log_dir: str | None = None
+
+    def log_metric(self, name: str, value: float, step: int | None = None) -> None: ...
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None: ...
+
+    def log_params(self, params: dict[str, Any]) -> None: ...
+
+    def add_figure(self, name: str, figure: Any, step: int | None = None) -> None: ...
+
+    def flush(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Draws (count, N, D) in the place of a posterior of sbi's, so that its diagnostics share them."""
+
+    draws: Tensor
+
+    def sample_batched(self, sample_shape: tuple[int, ...], x: Tensor, **options: Any) -> Tensor:
+        return self.draws
+
+
+def calibration(z: Tensor, x: Tensor, draws: Tensor) -> dict[str, float]:
+    """Simulation-based calibration and expected coverage.
+
+    Args:
+        z: latents (N, D) of the model, not learnt from.
+        x: observations (N, event) of theirs.
+        draws: of q(z | x), (count, N, D).
+    """
+    from sbi.diagnostics import check_sbc, check_tarp, run_sbc, run_tarp
+
+    options: dict[str, Any] = {"num_posterior_samples": len(draws), "show_progress_bar": False}
+    ranks, averaged = run_sbc(z, x, _Drawn(draws), **options)
+    checked = check_sbc(ranks, z, averaged, len(draws))
+    area, coverage = check_tarp(*run_tarp(z, x, _Drawn(draws), num_bins=len(z), **options))
+    return {
+        "sbc": min(1.0, float(checked["ks_pvals"].min()) * z.shape[1]),
+        "averaged": float(checked["c2st_dap"].max()),
+        "area": area,
+        "coverage": float(coverage),
+    }
+
+
+def distinguished(simulator: Simulator, x: Tensor, drawer: Drawer, count: int) -> dict[str, list[float]]:
+    """C2ST of each observation x (N, event), by each classifier: at a half, draws are like those of p(z | x)."""
+    from sbi.utils.metrics import c2st
+
+    both = [(simulator.reference(one, count), drawer(count, one[None])[:, 0]) for one in x]
+    return {name: [float(c2st(*two, classifier=kind)) for two in both] for name, kind in CLASSIFIERS.items()}
+
+
+def measure(name: str, method: str, options: argparse.Namespace) -> dict[str, Any]:
+    """What a method's posterior of a simulator is worth, and how long it took to learn."""
+    simulator, seed = SIMULATORS[name](), options.seed
+    with ddvi.seeded(seed, name, "simulations"):
+        z, x = simulator.pairs(options.simulations)
+    started = time.monotonic()
+    drawer = METHODS[method](simulator, z, x, options.epochs, seed)
+    learnt = time.monotonic()
+    with ddvi.seeded(seed, name, "calibration"):
+        z, x = simulator.pairs(options.pairs)
+        found: dict[str, Any] = calibration(z, x, drawer(options.ranks, x))
+    with ddvi.seeded(seed, name, "observations"):
+        _, x = simulator.pairs(options.observations)
+        each = distinguished(simulator, x, drawer, options.draws)
+    found |= {kind: sum(values) / len(values) for kind, values in each.items()} | {"goal": GOALS[name], "each": each}
+    return found | {"seconds": learnt - started, "seconds_measured": time.monotonic() - learnt}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("simulators", nargs="*", metavar="SIMULATOR", help=", ".join(SIMULATORS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--simulations", type=int, default=100_000)
+    parser.add_argument("--epochs", type=int, help="passes of ddvi (30), and at most so many of the others")
+    parser.add_argument("--pairs", type=int, default=500, help="(z, x) for ranks and coverage")
+    parser.add_argument("--ranks", type=int, default=100, help="draws for each of these")
+    parser.add_argument("--observations", type=int, default=10, help="for the two-sample test")
+    parser.add_argument("--draws", type=int, default=10_000, help="of either kind for each of these")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", action="store_true", help="a line of JSON for each simulator and method")
+    options = parser.parse_args(arguments)
+    for name in options.simulators:
+        if name not in SIMULATORS:
+            parser.error(f"unknown simulator {name}; choose from {', '.join(SIMULATORS)}")
+    if not importlib.util.find_spec("sbi"):
+        parser.error("the diagnostics are those of sbi; pip install 'ddvi[sbi]'")
+    if not options.json:
+        print("| simulator | method | SBC | prior | coverage | area | C2ST | mlp | goal | s |")
+        print("|---|---|---|---|---|---|---|---|---|---|")
+    with arithmetic(threads=options.threads):
+        for name in options.simulators or SIMULATORS:
+            for method in options.methods:
+                row = {"simulator": name, "method": method, **measure(name, method, options)}
+                print(json.dumps(row) if options.json else _line(row), flush=True)
+
+
+def _line(row: dict[str, Any]) -> str:
+    cells = [
+        row["simulator"],
+        row["method"],
+        f"{row['sbc']:.2f}",
+        f"{row['averaged']:.2f}",
+        f"{row['coverage']:.2f}",
+        f"{row['area']:+.3f}",
+        f"{row['c2st']:.3f}",
+        f"{row['c2st_mlp']:.3f}",
+        f"{row['goal']:.2f}",
+        f"{row['seconds']:.0f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
