@@ -178,7 +178,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--simulations", type=int, default=100_000)
     parser.add_argument("--epochs", type=int, help="passes of ddvi (30), and at most so many of the others")
     parser.add_argument("--pairs", type=int, default=500, help="(z, x) for ranks and coverage")
-    parser.add_argument("--ranks", type=int, default=100, help="draws for each of these")
+    parser.add_argument("--ranks", type=int, default=200, help="draws for each of these")
     parser.add_argument("--observations", type=int, default=10, help="for the two-sample test")
     parser.add_argument("--draws", type=int, default=10_000, help="of either kind for each of these")
     parser.add_argument("--seed", type=int, default=0)
