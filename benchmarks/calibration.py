@@ -4,7 +4,8 @@
     python benchmarks/calibration.py two_moons --methods ddvi npe --simulations 10000 --json
 
 All methods learn from the same simulations: `ddvi` by `Inference.fit_simulations`, `npe` and `npse` are sbi's neural
-posterior and score estimation at sbi's settings. It needs `pip install 'ddvi[sbi]'`.
+posterior and score estimation at sbi's settings. `exact` is the posterior itself, on the same observations: a test that
+fails it fails by chance. It needs `pip install 'ddvi[sbi]'`.
 
 | column | what | if exact |
 |---|---|---|
@@ -34,6 +35,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from simulators import SIMULATORS, Simulator
 from torch import Tensor
 
@@ -49,6 +51,11 @@ CLASSIFIERS = {"c2st": "rf", "c2st_mlp": "mlp"}
 
 Drawer = Callable[[int, Tensor], Tensor]
 """A count and observations x (N, event) to draws of q(z | x), (count, N, D)."""
+
+
+def know_exact(simulator: Simulator, z: Tensor, x: Tensor, epochs: int | None, seed: int) -> Drawer:
+    """The posterior itself, which learns nothing: what tests say of it they say by chance."""
+    return lambda count, given: torch.stack([simulator.reference(one, count) for one in given], 1)
 
 
 def learn_ddvi(simulator: Simulator, z: Tensor, x: Tensor, epochs: int | None, seed: int) -> Drawer:
@@ -74,6 +81,7 @@ def learn_npse(simulator: Simulator, z: Tensor, x: Tensor, epochs: int | None, s
 
 
 METHODS: dict[str, Callable[[Simulator, Tensor, Tensor, int | None, int], Drawer]] = {
+    "exact": know_exact,
     "ddvi": learn_ddvi,
     "npe": learn_npe,
     "npse": learn_npse,
