@@ -14,6 +14,7 @@ from ddvi.gaussians import FullGaussian
 from ddvi.likelihoods import ExponentialFamily, FixedLikelihood, Likelihood
 
 _STRIDE = 0.1
+_REACH = 4.0
 
 
 @final
@@ -25,8 +26,8 @@ class Guidance:
 
         z ← z + P⁻¹ ( Jᵀ (T − E[T]) + (c − z)/s² ),    P = I/s² + Jᵀ Var(T) J,
 
-    and the approximation is N(z, P⁻¹) after some steps from c. J's columns are differences over s/10, so that a step
-    costs 1 + D decoded latents in one pass; the bound is one whatever J is.
+    and the approximation is N(z, P⁻¹) after some steps from c, none longer than 4 s. J's columns are differences over
+    s/10, so that a step costs 1 + D decoded latents in one pass; the bound is one whatever J is.
 
     It is no module: the likelihood's parameters are not the posterior's. They have a gradient where the latents have.
 
@@ -73,7 +74,10 @@ class Guidance:
         # With P = U Uᵀ, U upper triangular: P⁻¹ = L Lᵀ, L = U⁻ᵀ.
         upper = torch.linalg.cholesky(information.flip(-1, -2)).flip(-1, -2)
         factor = torch.linalg.inv(upper).mT
-        z = z + (factor @ (factor.mT @ uphill.unsqueeze(-1))).squeeze(-1)
+        way = (factor @ (factor.mT @ uphill.unsqueeze(-1))).squeeze(-1)
+        # Where pixels are wrong and saturated, the slope is steep and the curvature none: Newton would go anywhere.
+        length = torch.linalg.vector_norm(way, dim=-1, keepdim=True)
+        z = z + way * (_REACH * scale / length.clamp_min(_REACH * scale))
         rows, columns = torch.tril_indices(z.shape[-1], z.shape[-1], device=z.device)
         return FullGaussian(z, factor[..., rows, columns])
 
