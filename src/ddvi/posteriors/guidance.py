@@ -13,8 +13,8 @@ from ddvi.errors import InputError
 from ddvi.gaussians import FullGaussian
 from ddvi.likelihoods import ExponentialFamily, FixedLikelihood, Likelihood
 
-_STRIDE = 0.1
-_REACH = 4.0
+_STRIDE = 0.1  # of a difference quotient, in units of s: small beside what p(z_0 | z_1) spans, large beside rounding
+_REACH = 4.0  # of a Newton step, in units of s: further away p(z_0 | z_1) has hardly any mass
 
 
 @final
