@@ -193,10 +193,13 @@ def test_the_priors_own_denoiser_reaches_the_network():
     assert not [name for name in model.state_dict() if "prior_denoiser" in name], "tables are made anew, not stored"
 
 
-@pytest.mark.parametrize("kind", OBSERVATIONS)
-@pytest.mark.parametrize("objective", METHODS["ddvi"].objectives)
-def test_the_likelihood_guides_the_last_step_whatever_the_data(kind, objective):
-    model, objective = compose("ddvi", kind, objective=objective, guidance=1)
+@pytest.mark.parametrize(
+    ("kind", "objective", "latent_size"),
+    [(kind, objective, 2) for kind in OBSERVATIONS for objective in METHODS["ddvi"].objectives]
+    + [("binary table", objective, size) for objective in ("reweighted_wake_sleep", "elbo") for size in (1, 3)],
+)
+def test_the_likelihood_guides_the_last_step_whatever_the_data(kind, objective, latent_size):
+    model, objective = compose("ddvi", kind, latent_size, objective=objective, guidance=1)
     x = model.preprocessing(raw_data(kind))
     assert_every_parameter_learns(model, objective, x)
     draw = model.posterior(x).draw((4,))
