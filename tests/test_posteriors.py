@@ -23,11 +23,12 @@ from ddvi.posteriors.hierarchical import HierarchicalPosterior
 from ddvi.posteriors.implicit import ImplicitPosterior
 from ddvi.posteriors.prior_denoiser import PriorDenoiser
 from ddvi.posteriors.spline import SplinePosterior
+from ddvi.posteriors.transformed import TransformedPosterior
 from ddvi.priors import make_prior
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-DENSITIES = ("gaussian", "flow", "spline", "hierarchical", "diffusion")
+DENSITIES = ("gaussian", "flow", "spline", "hierarchical", "diffusion", "transformed")
 densities = pytest.mark.parametrize("name", DENSITIES)
 
 
@@ -46,6 +47,11 @@ def build(name, encoder, latent_size=2, labels=0, steps=3, noise="log_snr", prio
             return DiffusionPosterior(
                 encoder, latent_size, labels, steps, noise, **sizes, prior_denoiser=prior, **options
             )
+        case "transformed":
+            sizes = {"denoiser_size": 16, "denoiser_layers": 2}
+            return TransformedPosterior(
+                encoder, latent_size, labels, context_size=2 * latent_size, steps=steps, noise=noise, **sizes, **options
+            )
 
 
 def set_gaussian(name, posterior, gain, offset, variance):
@@ -62,6 +68,8 @@ def set_gaussian(name, posterior, gain, offset, variance):
             set_head(posterior.head, both, mean, variance)
         case "diffusion":
             set_head(posterior.anchor, both, mean, variance)
+        case "transformed":
+            set_head(posterior.base.anchor, both, mean, variance)
         case "flow" | "spline":
             set_linear(posterior.context, both, torch.cat([mean, torch.zeros(size)]))
             set_head(
@@ -128,6 +136,7 @@ exact_posteriors = pytest.mark.parametrize(
         ("flow", {}),
         ("spline", {}),
         ("hierarchical", {}),
+        ("transformed", {}),
         *[("diffusion", {"steps": steps, "noise": noise}) for steps in (1, 5, 40) for noise in SCHEDULES],
     ],
 )
@@ -251,7 +260,8 @@ def test_a_draw_is_scored_as_its_path(name, sample_shape):
     draw = conditional.draw(sample_shape)
     assert draw.z.shape == (*sample_shape, 5, 2)
     assert draw.path.shape == (1 + conditional.auxiliaries, *sample_shape, 5, 2)
-    torch.testing.assert_close(draw.path[0], draw.z, atol=0, rtol=0)
+    if name != "transformed":  # whose paths begin with what it transforms
+        torch.testing.assert_close(draw.path[0], draw.z, atol=0, rtol=0)
     torch.testing.assert_close(draw.log_ratio, conditional.log_ratio(draw.path), atol=1e-9, rtol=0)
 
 
@@ -514,7 +524,13 @@ def test_path_gradient_scores_have_the_value_and_no_gradient_of_parameters(name)
     torch.testing.assert_close(
         posterior.stopped_log_ratio(features, path), posterior.condition(features).log_ratio(path), atol=1e-12, rtol=0
     )
-    assert not posterior.stopped_log_ratio(features, path.detach()).requires_grad
+    stopped = posterior.stopped_log_ratio(features, path.detach())
+    if name == "transformed":  # of the layers alone: where they take z is not said by the path
+        learning = flat_gradient(stopped.sum(), posterior.layers), flat_gradient(stopped.sum(), posterior.base)
+        assert learning[0].abs().max() > 0.1
+        assert not learning[1].any()
+    else:
+        assert not stopped.requires_grad
 
 
 @densities
@@ -543,7 +559,8 @@ def test_path_gradient_vanishes_at_the_exact_posterior(orthogonal, name, options
     batch = Batch(orthogonal.simulate(8)[1])
     path = flat_gradient(next(ELBO(path_gradient=True).updates(model, batch)).loss.mean(), posterior)
     plain = flat_gradient(next(ELBO().updates(model, batch)).loss.mean(), posterior)
-    assert path.abs().max() < 1e-8
+    if name != "transformed":  # whose layers learn by their plain gradient
+        assert path.abs().max() < 1e-8
     assert plain.abs().max() > 1e-2, "the plain gradient is noise around 0"
 
 

@@ -44,6 +44,7 @@ from .posteriors import (
     ImplicitPosterior,
     Posterior,
     SplinePosterior,
+    TransformedPosterior,
 )
 from .priors import (
     DistributionPrior,
@@ -117,6 +118,7 @@ __all__ = [
     "Tempered",
     "Trainer",
     "TrainingError",
+    "TransformedPosterior",
     "Update",
     "WakeSleep",
     "WarmUp",

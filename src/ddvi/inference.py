@@ -28,7 +28,6 @@ from ddvi.model import LatentVariableModel
 from ddvi.objectives.base import Objective
 from ddvi.objectives.wake_sleep import Sleep
 from ddvi.own import (
-    PosteriorMaker,
     are_counts,
     bijection_of,
     build,
@@ -43,7 +42,7 @@ from ddvi.own import (
     split,
     stored,
 )
-from ddvi.posteriors.base import Posterior
+from ddvi.posteriors.base import Posterior, PosteriorMaker
 from ddvi.randomness import derive_seed, seeded
 from ddvi.settings import Settings, convert
 from ddvi.supports import Bijection, section

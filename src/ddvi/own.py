@@ -22,7 +22,7 @@ from ddvi.methods import ALIASES, METHODS
 from ddvi.model import LatentVariableModel
 from ddvi.networks import DenseEncoder, TransformedEncoder
 from ddvi.objectives.base import Objective
-from ddvi.posteriors.base import Posterior
+from ddvi.posteriors.base import Posterior, PosteriorMaker
 from ddvi.preprocessing import Standardise
 from ddvi.priors import Prior, as_prior
 from ddvi.randomness import generator, seeded
@@ -31,9 +31,6 @@ from ddvi.supports import Bijection, Unconstrained, section, sections
 
 _HIDDEN_SIZE = 128
 _NETWORK = ("hidden_size", "dropout")
-
-PosteriorMaker = Callable[[nn.Module, int], Posterior]
-"""From an encoder and D to a posterior, such as its class."""
 
 
 def settings_of(

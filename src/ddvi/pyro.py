@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
 from ddvi.errors import InputError
-from ddvi.posteriors.base import Conditional, Posterior
-from ddvi.posteriors.diffusion import DiffusionPosterior
+from ddvi.posteriors.base import Conditional, Posterior, PosteriorMaker
 from ddvi.posteriors.gaussian import GaussianHead
+from ddvi.posteriors.transformed import Given, TransformedPosterior
 from ddvi.randomness import seeded
 
 try:
@@ -35,9 +35,6 @@ try:
     from pyro.infer.autoguide.initialization import init_to_median
 except ImportError as _error:
     raise ImportError("ddvi.pyro needs Pyro; pip install 'ddvi[pyro]'") from _error
-
-PosteriorMaker = Callable[[nn.Module, int], Posterior]
-"""From an encoder and D to a posterior, such as its class."""
 
 _SCORING_DRAWS = 100
 
@@ -107,18 +104,6 @@ class PathDistribution(TorchDistribution):
 
 
 @final
-class Given(nn.Module):
-    """The posterior's encoder: features (B, out_features) that the guide has found already."""
-
-    def __init__(self, out_features: int) -> None:
-        super().__init__()
-        self.out_features = out_features
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
-
-
-@final
 class AutoDiffusion(AutoContinuous):
     """A guide whose latent vector is drawn by a diffusion posterior, see the module.
 
@@ -131,15 +116,16 @@ class AutoDiffusion(AutoContinuous):
     Args:
         model: a Pyro model with continuous latent sites.
         posterior: a function (encoder, D) to a `Posterior` with a density, such as a class of ours; by default
-            `DiffusionPosterior`.
+            `TransformedPosterior`, the diffusion posterior pushed through autoregressive layers.
         encoder: a module, called as the model is, that gives features (out_features,) of the observations, for an
             amortised guide; its `out_features` says how many. Without it the guide doesn't look at the arguments.
         init_loc_fn: Pyro's function for initial values of sites.
         init_scale: standard deviation of the unconstrained values at the start.
         draws: behind `median` and `quantiles`.
         path_gradient: score draws with parameters held fixed, so that the gradient of the bound comes through the draws
-            alone: the same on average, and of less variance. Only `Trace_ELBO` allows it; other losses need False.
-        settings: keywords for the posterior (`steps`, `denoiser_size`, …).
+            alone: the same on average, and of less variance (of `TransformedPosterior` the base's parameters). Only
+            `Trace_ELBO` allows it; other losses need False.
+        settings: keywords for the posterior (`steps`, `flow_layers`, …).
 
     Raises:
         InputError: an encoder without out_features, or an init_scale that isn't positive.
@@ -178,7 +164,7 @@ class AutoDiffusion(AutoContinuous):
         self.init_scale: float = float(init_scale)
         self.draws = draws
         self.path_gradient = path_gradient
-        self._maker = (posterior or DiffusionPosterior, settings)
+        self._maker = (posterior or TransformedPosterior, settings)
         self.encoder = encoder
 
     def setup(self, *args: Any, **kwargs: Any) -> None:

@@ -33,8 +33,8 @@ from ddvi.model import LatentVariableModel
 from ddvi.objectives.base import Objective
 from ddvi.objectives.reweighted import Reweighted
 from ddvi.objectives.wake_sleep import Sleep
-from ddvi.own import PosteriorMaker, assembled, settings_of, stored
-from ddvi.posteriors.base import Posterior
+from ddvi.own import assembled, settings_of, stored
+from ddvi.posteriors.base import Posterior, PosteriorMaker
 from ddvi.posteriors.gaussian import GaussianHead
 from ddvi.priors import Prior, StandardGaussian
 from ddvi.randomness import derive_seed, seeded

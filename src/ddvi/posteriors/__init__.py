@@ -7,6 +7,7 @@ from ddvi.posteriors.gaussian import GaussianPosterior
 from ddvi.posteriors.hierarchical import HierarchicalConditional, HierarchicalPosterior
 from ddvi.posteriors.implicit import ImplicitConditional, ImplicitPosterior
 from ddvi.posteriors.spline import SplinePosterior
+from ddvi.posteriors.transformed import TransformedConditional, TransformedPosterior
 
 __all__ = [
     "Conditional",
@@ -23,4 +24,6 @@ __all__ = [
     "ImplicitPosterior",
     "Posterior",
     "SplinePosterior",
+    "TransformedConditional",
+    "TransformedPosterior",
 ]

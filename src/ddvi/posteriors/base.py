@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import abc
 import math
+from collections.abc import Callable
 from typing import ClassVar, NamedTuple, Protocol, final
 
 import torch
@@ -43,7 +44,7 @@ class Draw(NamedTuple):
     log_ratio: Tensor
     """log q(z, a | x) − log r(a | z), shape (*sample_shape, *batch_shape), nats."""
     path: Tensor
-    """z and the auxiliary variables, (1 + auxiliaries, *sample_shape, *batch_shape, D)."""
+    """z, or what z is a function of, and the auxiliary variables, (1 + auxiliaries, *sample_shape, *batch_shape, D)."""
 
 
 class Conditional(abc.ABC):
@@ -79,7 +80,7 @@ class Conditional(abc.ABC):
 
     @abc.abstractmethod
     def reverse_path(self, z: Tensor) -> Tensor:
-        """The path that begins with z of shape (*, *batch_shape, D) and goes on with one draw a ~ r(a | z)."""
+        """The path of z (*, *batch_shape, D) that goes on with one draw a ~ r(a | z)."""
 
     @abc.abstractmethod
     def log_bound(self, z: Tensor, levels: int | None = None) -> Tensor:
@@ -211,6 +212,10 @@ class Posterior(nn.Module, abc.ABC):
         scorer = _Scorer(self)
         fixed = {name: parameter.detach() for name, parameter in scorer.named_parameters()}
         return torch.func.functional_call(scorer, fixed, (features.detach(), path))
+
+
+PosteriorMaker = Callable[..., Posterior]
+"""From an encoder, D and keywords to a posterior, such as its class."""
 
 
 class _Scorer(nn.Module):

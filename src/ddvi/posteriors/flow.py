@@ -10,6 +10,7 @@ Source: Kingma et al., Improving Variational Inference with Inverse Autoregressi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, final
 
 import torch
@@ -42,6 +43,15 @@ def autoregressive_layers(
     return stack
 
 
+def pushed(transforms: Sequence[Any], z: Tensor) -> tuple[Tensor, Tensor]:
+    """f_n ∘ … ∘ f_1 of z (*, D), and log |det| of its Jacobian, (*,)."""
+    total = z.new_zeros(z.shape[:-1])
+    for transform in transforms:
+        z, log_determinant = transform.call_and_ladj(z)
+        total = total + log_determinant
+    return z, total
+
+
 class ConditionalFlow(nn.Module):
     """A flow on R^D given a context (*, context_size), equal to its Gaussian base at initialisation."""
 
@@ -67,17 +77,12 @@ class FlowDensity:
     def draw(self, sample_shape: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
         """z (*sample_shape, *batch_shape, D) and log q(z | x), one pass a layer."""
         z, log_prob = self.base.draw(sample_shape)
-        for transform in self.transforms:
-            z, log_determinant = transform.call_and_ladj(z)
-            log_prob = log_prob - log_determinant
-        return z, log_prob
+        z, log_determinant = pushed(self.transforms, z)
+        return z, log_prob - log_determinant
 
     def log_prob(self, z: Tensor) -> Tensor:
         """log q(z | x) of given z, D passes a layer."""
-        log_determinant = z.new_zeros(())
-        for transform in reversed(self.transforms):
-            z, contribution = transform.inv.call_and_ladj(z)
-            log_determinant = log_determinant + contribution
+        z, log_determinant = pushed([transform.inv for transform in reversed(self.transforms)], z)
         return self.base.log_prob(z) + log_determinant
 
 
