@@ -22,6 +22,8 @@ from ddvi.posteriors.base import Conditional, Draw, Posterior, PosteriorMaker
 from ddvi.posteriors.diffusion import DiffusionPosterior
 from ddvi.posteriors.flow import autoregressive_layers, pushed
 
+_LARGEST_CONTEXT = 64
+
 
 @final
 class TransformedConditional(Conditional):
@@ -81,7 +83,8 @@ class TransformedPosterior(Posterior):
         labels: number of classes for q(z, a | x, label); 0 without labels.
         base: a function (encoder, D) to the other posterior, such as its class; it is shown the features.
         flow_layers: number of layers; with 0 it is the other posterior.
-        context_size: size of the projection of the features that conditions them.
+        context_size: size of the projection of the features that conditions them; by default as many as there are, at
+            most 64.
         settings: keywords for the base (`steps`, `denoiser_size`, …).
 
     Raises:
@@ -102,7 +105,7 @@ class TransformedPosterior(Posterior):
         labels: int = 0,
         base: PosteriorMaker = DiffusionPosterior,
         flow_layers: int = 2,
-        context_size: int = 64,
+        context_size: int | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(encoder, latent_size, labels)
@@ -112,8 +115,9 @@ class TransformedPosterior(Posterior):
         self.base: Posterior = base(Given(self.features), latent_size, **settings)
         if not self.base.has_density:
             raise InputError(f"{type(self.base).__name__} has no density, which layers need; take another base")
-        self.context: nn.Linear = nn.Linear(self.features, context_size)
-        self.layers: nn.ModuleList = autoregressive_layers(context_size, latent_size, flow_layers, (64, 64))
+        size = context_size or min(self.features, _LARGEST_CONTEXT)
+        self.context: nn.Linear = nn.Linear(self.features, size)
+        self.layers: nn.ModuleList = autoregressive_layers(size, latent_size, flow_layers, (64, 64))
 
     def condition(self, features: Tensor) -> TransformedConditional:
         context = self.context(features)
