@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributions import Normal
 
 from conftest import LinearGaussian, set_linear
-from ddvi import evaluation
+from ddvi import evaluation, measures
 from ddvi.catalogue import MEASURES
 from ddvi.composition import build_model, observe
 from ddvi.data import Dataset
@@ -20,11 +20,10 @@ from ddvi.evaluation import (
     clustering,
     evaluate,
     importance_weighted_bound,
-    latent_nll,
-    maximum_mean_discrepancy,
     prepared,
 )
 from ddvi.evidence import exact_log_likelihood
+from ddvi.measures import latent_nll, maximum_mean_discrepancy
 from ddvi.methods import METHODS
 from ddvi.networks import Dropout
 from ddvi.posteriors.base import VARIANCE_FLOOR
@@ -382,8 +381,8 @@ def test_full_and_quick_efforts():
     assert (full.examples, full.iw_draws, full.iw_examples) == (None, 1000, 1000)
     assert (full.stand_in_draws, full.stand_in_examples, full.prior_draws) == (5000, 500, 10_000)
     assert full.elbo_draws >= QUICK.elbo_draws >= 10
-    assert evaluation.KERNEL_BANDWIDTHS == (0.05, 0.1, 0.3, 0.5, 0.8)
-    assert evaluation.MMD_SCALES == (2, 5, 10, 20, 40, 80)
+    assert measures.KERNEL_BANDWIDTHS == (0.05, 0.1, 0.3, 0.5, 0.8)
+    assert measures.MMD_SCALES == (2, 5, 10, 20, 40, 80)
 
 
 def test_quick_caps_the_examples(small):

@@ -184,7 +184,7 @@ def test_counts_become_floating_point_numbers_as_they_are():
 
 
 def test_pairs_of_an_own_likelihood_are_scored_in_pieces(monkeypatch):
-    monkeypatch.setattr("ddvi.likelihoods._PAIRED_ENTRIES", 25)
+    monkeypatch.setattr("ddvi.likelihoods.own._PAIRED_ENTRIES", 25)
     asked = []
 
     def build(z):

@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributions import MultivariateNormal, Normal
 
 from conftest import set_linear
-from ddvi import checkpoint, data, evaluation, figures, labels, runs
+from ddvi import checkpoint, data, evaluation, figures, labels, measures, runs
 from ddvi.composition import Observations, build_model, make_phases, observe
 from ddvi.data import Dataset
 from ddvi.errors import InputError
@@ -872,9 +872,9 @@ def test_calibration_error_is_the_sum_over_bins():
         if inside:
             accuracy = sum(right[i].item() for i in inside) / len(inside)
             expected += len(inside) / 500 * abs(accuracy - confidence[inside].mean().item())
-    assert evaluation.calibration_error(confidence, right) == pytest.approx(expected, abs=1e-6)
-    assert evaluation.calibration_error(torch.ones(8), torch.ones(8, dtype=torch.bool)) == 0
-    assert evaluation.calibration_error(torch.ones(8), torch.zeros(8, dtype=torch.bool)) == 1
+    assert measures.calibration_error(confidence, right) == pytest.approx(expected, abs=1e-6)
+    assert measures.calibration_error(torch.ones(8), torch.ones(8, dtype=torch.bool)) == 0
+    assert measures.calibration_error(torch.ones(8), torch.zeros(8, dtype=torch.bool)) == 1
 
 
 def test_classification_measures_are_those_of_the_known_model(known):
@@ -892,7 +892,7 @@ def test_classification_measures_are_those_of_the_known_model(known):
     np.add.at(confusion, (truth.numpy(), guess.numpy()), 1)
     assert found["confusion_matrix"] == confusion.tolist(), "a row for each true label"
     confidence = joint.softmax(0).max(0).values
-    assert found["calibration_error"] == pytest.approx(evaluation.calibration_error(confidence, guess == truth))
+    assert found["calibration_error"] == pytest.approx(measures.calibration_error(confidence, guess == truth))
     exact = joint.gather(0, truth[None])[0].mean()
     assert found["joint_log_likelihood"] == pytest.approx(float(exact), abs=1e-3)
 

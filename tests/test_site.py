@@ -15,7 +15,7 @@ from filelock import FileLock
 
 import browser
 import ddvi
-from ddvi import catalogue, evaluation, study
+from ddvi import catalogue, evaluation, measures, study
 from ddvi.errors import InputError
 from ddvi.methods import METHODS
 from ddvi.settings import FIELDS, resolve
@@ -122,14 +122,14 @@ def test_methods_are_told_in_one_form(method: str) -> None:
 def test_the_numbers_of_the_measures_are_those_of_the_code() -> None:
     page = " ".join((DOCS / "measures.md").read_text().split())
     full = evaluation.FULL
-    *first, last = evaluation.KERNEL_BANDWIDTHS
+    *first, last = measures.KERNEL_BANDWIDTHS
     for words in (
         f"the mean over the test set, {full.elbo_draws} draws each",
         f"with K = {full.iw_draws:,}, on the first {full.iw_examples:,} test examples",
         f"with K = {full.stand_in_draws:,} on {full.stand_in_examples} examples",
         f"−mean over {full.prior_draws:,} draws of the prior",
         f"of bandwidths {', '.join(map(str, first))} and {last},",
-        f"s = {', '.join(map(str, evaluation.MMD_SCALES))}.",
+        f"s = {', '.join(map(str, measures.MMD_SCALES))}.",
         f"their {evaluation.NEIGHBOURS} nearest training latents",
         f"by less than {inspect.signature(ddvi.exact_log_likelihood).parameters['tolerance'].default} nat",
     ):

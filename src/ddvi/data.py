@@ -156,9 +156,8 @@ class _Source:
     folders: tuple[str, ...]  # where to look inside data_root, the most telling first
     files: tuple[tuple[str, ...], tuple[str, ...]]  # of the training and of the test part
     sizes: tuple[int, int]  # examples in each
-    read: Callable[
-        [Sequence[Path], int, dict[str, str]], tuple[np.ndarray, np.ndarray]
-    ]  # files, examples -> images, labels
+    # From files, their number of examples and a fingerprint to fill in, to images and labels.
+    read: Callable[[Sequence[Path], int, dict[str, str]], tuple[np.ndarray, np.ndarray]]
     classes: tuple[str, ...]
 
 

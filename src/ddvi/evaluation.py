@@ -11,12 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ddvi.data import Dataset
 from ddvi.evidence import exact_log_likelihood
+from ddvi.measures import calibration_error, latent_nll, maximum_mean_discrepancy
 from ddvi.model import LatentVariableModel
 from ddvi.preprocessing import Dequantise, Preprocessing
 from ddvi.priors import Prior, as_prior
@@ -25,9 +25,6 @@ from ddvi.randomness import derive_seed, generator, seeded
 _FIXED_SEED = 0
 _CHUNK = 1000
 _DRAWS_AT_ONCE = 10_000
-_ROWS_AT_ONCE = 100  # of a table of distances: what stays in a processor's cache is fastest
-KERNEL_BANDWIDTHS = (0.05, 0.1, 0.3, 0.5, 0.8)
-MMD_SCALES = (2, 5, 10, 20, 40, 80)
 NEIGHBOURS = 20
 
 
@@ -293,14 +290,6 @@ class _Part:
         return self.prior.log_prob(z, torch.tensor(self.label, device=z.device))
 
 
-def calibration_error(confidence: Tensor, right: Tensor, bins: int = 15) -> float:
-    """Expected calibration error: Σ_bins share · |accuracy − mean confidence|, equal widths (Guo et al. 2017)."""
-    bin_of = (confidence * bins).long().clamp_max(bins - 1)
-    size = torch.bincount(bin_of, minlength=bins).double()
-    excess = torch.bincount(bin_of, weights=confidence.double() - right.double(), minlength=bins)
-    return float(excess.abs().sum() / size.sum())
-
-
 def _bits_per_dimension(model: LatentVariableModel, x: Tensor, log_likelihood: Tensor | None) -> dict[str, Any]:
     if log_likelihood is None or not isinstance(model.preprocessing, Dequantise):
         return {}
@@ -323,22 +312,6 @@ def _latent_measures(
         return metrics
     metrics |= _neighbours(model, dataset, z[known], labels[known], seed)
     return metrics | clustering(model, z[known], labels[known], len(dataset.classes), seed)
-
-
-def latent_nll(z: Tensor, prior_draws: Tensor) -> dict[str, float]:
-    """−mean over prior draws (M, D) of the log of the average of kernel density estimates fitted to latents (N, D)."""
-    from sklearn.neighbors import KernelDensity
-
-    precision: Any = 1e-4  # relative error of a density: so many nats
-    scores = [
-        KernelDensity(bandwidth=bandwidth, rtol=precision).fit(z.double()).score_samples(prior_draws.double())
-        for bandwidth in KERNEL_BANDWIDTHS
-    ]
-    log_density = np.logaddexp.reduce(scores, axis=0) - math.log(len(scores))
-    return {
-        "latent_nll": -float(log_density.mean()),
-        "latent_nll_standard_error": float(log_density.std() / math.sqrt(len(log_density))),
-    }
 
 
 def _neighbours(model: LatentVariableModel, dataset: Dataset, z: Tensor, labels: Tensor, seed: int) -> dict[str, Any]:
@@ -387,17 +360,3 @@ def _image_discrepancy(model: LatentVariableModel, raw: Tensor, effort: Effort) 
     images = torch.cat([restore(model.likelihood(part).mean).flatten(1) for part in z.split(_CHUNK)])
     real = restore(model.preprocessing.picture(raw[:count])).flatten(1)
     return {"mmd": maximum_mean_discrepancy(images, real), "mmd_examples": count}
-
-
-def maximum_mean_discrepancy(x: Tensor, y: Tensor) -> float:
-    """Square root of the biased squared MMD between x (N, F) and y (M, F), kernel Σ_s exp(−‖x − y‖²/(2 s))."""
-
-    def mean_kernel(a: Tensor, b: Tensor) -> float:
-        total = 0.0
-        for part in a.split(_ROWS_AT_ONCE):
-            squared = torch.cdist(part, b).square_()
-            total += sum(float((squared * (-0.5 / scale)).exp_().sum()) for scale in MMD_SCALES)
-        return total / (len(a) * len(b))
-
-    squared = mean_kernel(x, x) + mean_kernel(y, y) - 2 * mean_kernel(x, y)
-    return math.sqrt(max(0.0, squared))

@@ -30,7 +30,6 @@ from typing import Any, NamedTuple, Self, final
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from ddvi.errors import InputError
 from ddvi.gaussians import DiagonalGaussian, FullGaussian, Gaussian, normal, packed, stack
@@ -39,6 +38,7 @@ from ddvi.noise import Levels, NoisingProcess, point
 from ddvi.posteriors.base import VARIANCE_FLOOR, Conditional, Draw, Posterior
 from ddvi.posteriors.gaussian import GaussianHead
 from ddvi.posteriors.guidance import Guidance
+from ddvi.posteriors.linked import Linked
 from ddvi.posteriors.prior_denoiser import PriorDenoiser
 from ddvi.priors import Prior
 from ddvi.randomness import draw
@@ -170,7 +170,7 @@ class DiffusionConditional(Conditional):
             parts.append((went_to, log_q, *slopes))
         went_to, log_q, *jacobian, slope = map(torch.cat, zip(*parts, strict=True))
         top = self.start.transform(noises[-1])
-        linked: Any = _Linked.apply(torch.cat([went_to, top[None]]), log_q, torch.stack(jacobian), slope)
+        linked: Any = Linked.apply(torch.cat([went_to, top[None]]), log_q, torch.stack(jacobian), slope)
         return linked
 
     def log_ratio(self, path: Tensor) -> Tensor:
@@ -216,30 +216,6 @@ class DiffusionConditional(Conditional):
         terms = torch.where(first, q.log_prob(z), -q.divergence_from(r)) - (error - error.detach())
         last = self.start.divergence_from(self.noise.marginal(known, self.last))
         return terms.sum(0) * (steps / levels) - last
-
-
-class _Linked(torch.autograd.Function):
-    """Steps that were taken from detached latents, put together to a chain.
-
-    Step t went from z_t to z_{t-1} and was scored s_t, with ∂z_{t-1}/∂z_t and ∂s_t/∂z_t known. Backwards, what a loss
-    wants of z_{t-1} and s_t is handed on to z_t, from t = 1 up, and to the parameters of each step.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, path: Tensor, scores: Tensor, jacobian: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-        """Path (1 + T, *, D), scores (T, *), jacobian (D, T, *, D) with z_{t-1}'s entry first, slope (T, *, D)."""
-        ctx.save_for_backward(jacobian, slope)
-        return path.clone(), scores.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        jacobian, slope = ctx.saved_tensors
-        wanted = list(grads[0].unbind(0))
-        direct = torch.addcmul(grads[0][1:], grads[1].unsqueeze(-1), slope)
-        for t, (rows, own) in enumerate(zip(jacobian.unbind(1), direct.unbind(0), strict=True), start=1):
-            wanted[t] = own + (rows * wanted[t - 1].movedim(-1, 0).unsqueeze(-1)).sum(0)
-        return torch.stack(wanted), grads[1], None, None
 
 
 @final

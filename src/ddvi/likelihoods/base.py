@@ -1,0 +1,129 @@
+"""Likelihoods p_θ(x | z): a decoder network and a distribution over observations.
+
+The built-in ones are exponential families with independent entries,
+
+    log p(x | z) = ⟨T(x), η(z)⟩ − A(η(z)) + h(x),
+
+so that scoring N observations against M latents, which the exact evidence needs, is one matrix product.
+"""
+
+from __future__ import annotations
+
+import abc
+from typing import Self, final
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Categorical, Distribution, Independent
+
+
+class Likelihood(nn.Module, abc.ABC):
+    """p_θ(x | z) over observations of shape `event_shape`.
+
+    A subclass gives `forward`, `log_prob` and `pairwise_log_prob`. `likelihood(z)`, with z (*, D), is a torch
+    distribution of batch shape (*) and event shape `event_shape`.
+
+    Example:
+        >>> likelihood = ddvi.BernoulliLikelihood(nn.Linear(2, 6), torch.Size([6]))
+        >>> x, z = torch.ones(3, 6), torch.zeros(10, 3, 2)
+        >>> likelihood.log_prob(x, z).shape, likelihood.pairwise_log_prob(x, z[:, 0]).shape
+        (torch.Size([10, 3]), torch.Size([3, 10]))
+    """
+
+    event_shape: torch.Size
+
+    @abc.abstractmethod
+    def forward(self, z: Tensor) -> Distribution:
+        """The distribution of x given z (*, D): batch shape (*), event shape `event_shape`."""
+
+    @abc.abstractmethod
+    def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        """log p(x | z) in nats; x (B, *event), z (*, B, D): shape (*, B)."""
+
+    @abc.abstractmethod
+    def pairwise_log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        """log p(x_n | z_m) in nats; x (N, *event), z (M, D): shape (N, M)."""
+
+
+class ExponentialFamily(Likelihood):
+    """An exponential family with independent entries; subclasses say what T, η, A and h are.
+
+        log p(x | z) = ⟨T(x), η(z)⟩ − A(η(z)) + h(x)
+
+    Args:
+        decoder: from z (*, D) to one parameter per entry, (*, *event) (for categories: (*, *event, categories)).
+        event_shape: shape of one observation.
+
+    Example:
+        >>> likelihood = ddvi.PoissonLikelihood(nn.Linear(2, 6), torch.Size([6]))
+        >>> parameters = likelihood.natural(torch.zeros(4, 2))
+        >>> parameters.shape, likelihood.log_partition(parameters).shape
+        (torch.Size([4, 6]), torch.Size([4]))
+    """
+
+    def __init__(self, decoder: nn.Module, event_shape: torch.Size) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.event_shape: torch.Size = torch.Size(event_shape)
+
+    @abc.abstractmethod
+    def natural(self, z: Tensor) -> Tensor:
+        """η(z) of z (*, D), flattened, (*, F)."""
+
+    @abc.abstractmethod
+    def log_partition(self, parameters: Tensor) -> Tensor:
+        """A(η) of η (*, F): (*)."""
+
+    @abc.abstractmethod
+    def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """T(x) flattened, (N, F), and h(x), (N,)."""
+
+    def moments(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean ∂A/∂η and variance ∂²A/∂η² of T(x) at η (*, F): (*, F) each. `Guidance` alone needs them."""
+        raise NotImplementedError
+
+    def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        parameters = self.natural(z)
+        statistics, log_base = self.statistics(x)
+        fit = torch.einsum("bf,...bf->...b", statistics, parameters)
+        return fit - self.log_partition(parameters) + log_base
+
+    def pairwise_log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        parameters = self.natural(z)
+        statistics, log_base = self.statistics(x)
+        return torch.addmm(log_base[:, None] - self.log_partition(parameters), statistics, parameters.T)
+
+    def _independent(self, distribution: Distribution) -> Independent:
+        return Independent(distribution, len(self.event_shape))
+
+
+@final
+class FixedLikelihood(Likelihood):
+    """A likelihood that training leaves as it is: it stays in evaluation mode."""
+
+    def __init__(self, likelihood: Likelihood) -> None:
+        super().__init__()
+        self.event_shape: torch.Size = likelihood.event_shape
+        self.likelihood: Likelihood = likelihood.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        return super().train(False)
+
+    def forward(self, z: Tensor) -> Distribution:
+        return self.likelihood(z)
+
+    def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        return self.likelihood.log_prob(x, z)
+
+    def pairwise_log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        return self.likelihood.pairwise_log_prob(x, z)
+
+
+def means(likelihood: Likelihood, z: Tensor) -> Tensor:
+    """E[x|z] for z (N, D), (N, *event); for categories the mean of their numbers."""
+    distribution = likelihood(z)
+    base = distribution.base_dist if isinstance(distribution, Independent) else distribution
+    if isinstance(base, Categorical):
+        numbers = torch.arange(base.probs.shape[-1], device=z.device, dtype=z.dtype)
+        return (base.probs * numbers).sum(-1)
+    return distribution.mean
