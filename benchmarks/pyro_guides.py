@@ -39,7 +39,7 @@ from ddvi.pyro import AutoDiffusion
 from ddvi.randomness import generator
 
 DRAWS = 1000
-BOUND_DRAWS = 4000
+BOUND_DRAWS = 20_000
 
 
 def eight_schools() -> None:
@@ -186,7 +186,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _print(row: dict[str, Any], as_json: bool) -> None:
     bound, seconds = (row.get(name) for name in ("elbo", "seconds"))
-    cells = [row["model"], row["guide"], "" if bound is None else f"{bound:.2f}", f"{row['distance']:.3f}"]
+    cells = [row["model"], row["guide"], "" if bound is None else f"{bound:.3f}", f"{row['distance']:.3f}"]
     cells.append("" if seconds is None else f"{seconds:.0f}")
     print(json.dumps(row) if as_json else f"| {' | '.join(cells)} |", flush=True)
 
