@@ -318,6 +318,14 @@ class DiffusionPosterior(Posterior):
         standard = DiagonalGaussian(torch.zeros_like(start.mean), torch.ones_like(start.variance))
         return DiffusionConditional(self, start, standard, features.new_zeros(()))
 
+    def stopped_log_ratio(self, features: Tensor, path: Tensor) -> Tensor:
+        score = super().stopped_log_ratio(features, path)
+        if not any(True for _ in self.noise.parameters()):
+            return score
+        # Only log q has a score of mean 0: a learned process keeps the gradient of its own.
+        log_reverse = self.condition(features.detach()).log_reverse(path.detach())
+        return score - (log_reverse - log_reverse.detach())
+
     def predict(
         self,
         z_t: Tensor,
