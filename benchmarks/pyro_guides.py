@@ -119,7 +119,7 @@ def reference(name: str, packer: AutoContinuous, draws: int, seed: int) -> Tenso
     easier = pyro.poutine.reparam(model, config=NON_CENTRED)
     run = MCMC(NUTS(easier), num_samples=draws, warmup_steps=draws // 2, disable_progbar=True)
     run.run()
-    names = [name for name, _ in packer.prototype_trace.iter_stochastic_nodes()]
+    names = [site for site, _ in packer.prototype_trace.iter_stochastic_nodes()]
     values = Predictive(easier, run.get_samples(), return_sites=names)()
     return packed(packer, values, draws)[:: max(1, draws // DRAWS)][:DRAWS]
 

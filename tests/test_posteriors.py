@@ -28,7 +28,7 @@ from ddvi.priors import make_prior
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-DENSITIES = ("gaussian", "flow", "spline", "hierarchical", "diffusion", "transformed")
+DENSITIES = ("gaussian", "flow", "spline", "hierarchical", "diffusion", "transformed", "transformed_gaussian")
 densities = pytest.mark.parametrize("name", DENSITIES)
 
 
@@ -47,6 +47,8 @@ def build(name, encoder, latent_size=2, labels=0, steps=3, noise="log_snr", prio
             return DiffusionPosterior(
                 encoder, latent_size, labels, steps, noise, **sizes, prior_denoiser=prior, **options
             )
+        case "transformed_gaussian":
+            return TransformedPosterior(encoder, latent_size, labels, GaussianPosterior)
         case "transformed":
             sizes = {"denoiser_size": 16, "denoiser_layers": 2}
             return TransformedPosterior(
@@ -70,6 +72,8 @@ def set_gaussian(name, posterior, gain, offset, variance):
             set_head(posterior.anchor, both, mean, variance)
         case "transformed":
             set_head(posterior.base.anchor, both, mean, variance)
+        case "transformed_gaussian":
+            set_head(posterior.base.head, both, mean, variance)
         case "flow" | "spline":
             set_linear(posterior.context, both, torch.cat([mean, torch.zeros(size)]))
             set_head(
@@ -260,8 +264,7 @@ def test_a_draw_is_scored_as_its_path(name, sample_shape):
     draw = conditional.draw(sample_shape)
     assert draw.z.shape == (*sample_shape, 5, 2)
     assert draw.path.shape == (1 + conditional.auxiliaries, *sample_shape, 5, 2)
-    if name != "transformed":  # whose paths begin with what it transforms
-        torch.testing.assert_close(draw.path[0], draw.z, atol=0, rtol=0)
+    torch.testing.assert_close(draw.path[0], draw.z, atol=0, rtol=0)
     torch.testing.assert_close(draw.log_ratio, conditional.log_ratio(draw.path), atol=1e-9, rtol=0)
 
 
@@ -293,6 +296,17 @@ def test_labels_broadcast_in_front_of_the_batch(name):
         alone = posterior(x, torch.full((batch,), label)).log_ratio(draw.path[:, :, label])
         torch.testing.assert_close(draw.log_ratio[:, label], alone, atol=1e-9, rtol=0)
     assert (draw.log_ratio[:, 0] - conditional.log_ratio(draw.path.roll(1, 2))[:, 0]).abs().min() > 1e-6
+
+
+def test_layers_refuse_a_base_that_has_no_density_or_speaks_of_latents():
+    encoder, prior = nn.Linear(3, 5), make_prior("pinwheel", 2)
+    for settings, message in (
+        ({"base": ImplicitPosterior}, "has no density"),
+        ({"prior_denoiser": prior}, "prior_denoiser is about z"),
+        ({"level_weights": "plain"}, "level_weights=plain is about z"),
+    ):
+        with pytest.raises(InputError, match=message):
+            TransformedPosterior(encoder, 2, **settings)
 
 
 def test_a_label_without_labels_and_impossible_sizes_are_refused():
@@ -525,7 +539,7 @@ def test_path_gradient_scores_have_the_value_and_no_gradient_of_parameters(name)
         posterior.stopped_log_ratio(features, path), posterior.condition(features).log_ratio(path), atol=1e-12, rtol=0
     )
     stopped = posterior.stopped_log_ratio(features, path.detach())
-    if name == "transformed":  # of the layers alone: where they take z is not said by the path
+    if name.startswith("transformed"):  # whose layers learn by their plain gradient
         learning = flat_gradient(stopped.sum(), posterior.layers), flat_gradient(stopped.sum(), posterior.base)
         assert learning[0].abs().max() > 0.1
         assert not learning[1].any()

@@ -1,4 +1,4 @@
-"""The measures that a run is judged by, each exactly as defined; see `ddvi.catalogue.MEASURES` for what they say.
+"""The measures that a run is judged by, and what they are shown; see `ddvi.catalogue.MEASURES` for what they say.
 
 Latents are one draw from q(z|x) per example, the same for every method. Bounds are at weight 1 whatever training used.
 Data that is random by nature (binarised, dequantised) is drawn once, with a seed that no run can choose.

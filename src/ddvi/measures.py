@@ -1,4 +1,4 @@
-"""Measures that are functions of arrays alone, each exactly as defined; `ddvi.evaluation` says what they are shown."""
+"""Measures that are functions of arrays alone, each exactly as defined."""
 
 from __future__ import annotations
 

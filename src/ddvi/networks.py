@@ -15,6 +15,17 @@ from ddvi.errors import InputError
 from ddvi.randomness import draw
 
 
+class Given(nn.Module):
+    """An encoder that is shown features (B, out_features) instead of observations."""
+
+    def __init__(self, out_features: int) -> None:
+        super().__init__()
+        self.out_features = out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
 def mlp(
     features: int, hidden: tuple[int, ...], out: int | None = None, dropout: float = 0.0, slope: float = 0.01
 ) -> nn.Sequential:

@@ -166,6 +166,12 @@ class NoisingProcess(nn.Module):
         """
         return start.mapped(t.weight_start, t.weight_current * z_t, t.step_variance)
 
+    def log_prob(self, path: Tensor) -> Tensor:
+        """log r(z_1:T | z_0) = log r(z_T | z_0) + Σ_{t ≥ 2} log r(z_{t-1} | z_t, z_0) of a path (T + 1, *, D): (*,)."""
+        z, later = point(path[0]), self.at(slice(2, self.steps + 1), path.dim() - 2)
+        value = self.marginal(z, self.at(self.steps)).log_prob(path[-1])
+        return value + self.step_back(z, path[2:], later).log_prob(path[1:-1]).sum(0)
+
     def path(self, z: Tensor) -> Tensor:
         """One draw of (z_0, z_1 … z_T) from r given z_0 = z of shape (*, D): shape (T + 1, *, D)."""
         path, alpha = [z], self.constants().alpha

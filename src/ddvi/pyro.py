@@ -1,4 +1,4 @@
-"""A diffusion posterior, or another of ours, as a guide of Pyro (extra `pyro`).
+"""A posterior of ours as a guide of Pyro (extra `pyro`), by default a diffusion pushed through a flow.
 
 All latent sites of a model, unconstrained and side by side, are one vector u. The guide draws it together with its
 auxiliary variables a, and the site that Pyro scores carries the whole of
@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
 from ddvi.errors import InputError
+from ddvi.networks import Given
 from ddvi.posteriors.base import Conditional, Posterior, PosteriorMaker
 from ddvi.posteriors.gaussian import GaussianHead
-from ddvi.posteriors.transformed import Given, TransformedPosterior
+from ddvi.posteriors.transformed import TransformedPosterior
 from ddvi.randomness import seeded
 
 try:
@@ -105,7 +106,7 @@ class PathDistribution(TorchDistribution):
 
 @final
 class AutoDiffusion(AutoContinuous):
-    """A guide whose latent vector is drawn by a diffusion posterior, see the module.
+    """A guide whose latent vector is drawn by one of our posteriors, see the module.
 
         guide = AutoDiffusion(model)
         svi = SVI(model, guide, Adam({"lr": 1e-3}), Trace_ELBO())
@@ -123,7 +124,7 @@ class AutoDiffusion(AutoContinuous):
         init_scale: standard deviation of the unconstrained values at the start.
         draws: behind `median` and `quantiles`.
         path_gradient: score draws with parameters held fixed, so that the gradient of the bound comes through the draws
-            alone: the same on average, and of less variance (of `TransformedPosterior` the base's parameters). Only
+            alone: the same on average, and of less variance. `TransformedPosterior` does so for its base alone. Only
             `Trace_ELBO` allows it; other losses need False.
         settings: keywords for the posterior (`steps`, `flow_layers`, …).
 

@@ -1,4 +1,4 @@
-"""Likelihoods p_θ(x | z): their contract (`base`), the built-in families, and a user's own."""
+"""Likelihoods p_θ(x | z): what all share (`base`), the built-in families, and a user's own."""
 
 from ddvi.likelihoods.base import ExponentialFamily, FixedLikelihood, Likelihood, means
 from ddvi.likelihoods.families import (

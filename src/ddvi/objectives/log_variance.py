@@ -2,8 +2,9 @@
 
     ½ Var_k [ log p(x, z_k) + log r(a_k | z_k) − log q_φ(z_k, a_k | x) ],    (z_k, a_k) ~ q held fixed
 
-Draws carry no gradient, so neither the chain nor the model is differentiated. At draws from q itself its gradient is an
-estimate of that of the reverse Kullback–Leibler divergence, with a control variate: the mean over the draws.
+Draws carry no gradient, so neither the chain nor the model is differentiated. At draws from q itself, and where r
+has no parameters, its gradient is an estimate of that of the reverse Kullback–Leibler divergence, with a control
+variate: the mean over the draws.
 
 Sources: Nüsken and Richter, Solving High-dimensional Hamilton–Jacobi–Bellman PDEs Using Neural Networks, 2021; Richter
 et al., VarGrad, 2020.

@@ -44,7 +44,7 @@ class Draw(NamedTuple):
     log_ratio: Tensor
     """log q(z, a | x) − log r(a | z), shape (*sample_shape, *batch_shape), nats."""
     path: Tensor
-    """z, or what z is a function of, and the auxiliary variables, (1 + auxiliaries, *sample_shape, *batch_shape, D)."""
+    """z and the auxiliary variables, (1 + auxiliaries, *sample_shape, *batch_shape, D)."""
 
 
 class Conditional(abc.ABC):
@@ -80,7 +80,7 @@ class Conditional(abc.ABC):
 
     @abc.abstractmethod
     def reverse_path(self, z: Tensor) -> Tensor:
-        """The path of z (*, *batch_shape, D) that goes on with one draw a ~ r(a | z)."""
+        """The path that begins with z of shape (*, *batch_shape, D) and goes on with one draw a ~ r(a | z)."""
 
     @abc.abstractmethod
     def log_bound(self, z: Tensor, levels: int | None = None) -> Tensor:
@@ -214,10 +214,6 @@ class Posterior(nn.Module, abc.ABC):
         return torch.func.functional_call(scorer, fixed, (features.detach(), path))
 
 
-PosteriorMaker = Callable[..., Posterior]
-"""From an encoder, D and keywords to a posterior, such as its class."""
-
-
 class _Scorer(nn.Module):
     """`functional_call` replaces parameters for the length of a `forward`: this makes scoring one."""
 
@@ -227,3 +223,7 @@ class _Scorer(nn.Module):
 
     def forward(self, features: Tensor, path: Tensor) -> Tensor:
         return self.posterior.condition(features).log_ratio(path)
+
+
+PosteriorMaker = Callable[..., Posterior]
+"""From an encoder, D and keywords to a posterior, such as its class."""

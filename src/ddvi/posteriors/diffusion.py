@@ -131,7 +131,7 @@ class DiffusionConditional(Conditional):
             path = torch.stack(latents[::-1])
             # Scored after the chain, all steps at once.
             log_q = stack(steps[:0:-1]).log_prob(path[:-1])
-        return Draw(path[0], self.start.log_prob(path[-1]) + log_q.sum(0) - self.log_reverse(path), path)
+        return Draw(path[0], self.start.log_prob(path[-1]) + log_q.sum(0) - self.noise.log_prob(path), path)
 
     def _run(self, sample_shape: tuple[int, ...]) -> Iterator[tuple[Tensor, Gaussian, Tensor]]:
         """Draw z_T … z_0, one after the other, each with its law and the standard normal noise that made it."""
@@ -175,13 +175,7 @@ class DiffusionConditional(Conditional):
 
     def log_ratio(self, path: Tensor) -> Tensor:
         steps = self.step(path[1:], self.every).log_prob(path[:-1]).sum(0)
-        return self.start.log_prob(path[-1]) + steps - self.log_reverse(path)
-
-    def log_reverse(self, path: Tensor) -> Tensor:
-        """log r(z_1:T | z_0) = log r(z_T | z_0) + Σ_{t ≥ 2} log r(z_{t-1} | z_t, z_0)."""
-        z, later = point(path[0]), self.noise.at(slice(2, self.every.stop), path.dim() - 2)
-        value = self.noise.marginal(z, self.last).log_prob(path[-1])
-        return value + self.noise.step_back(z, path[2:], later).log_prob(path[1:-1]).sum(0)
+        return self.start.log_prob(path[-1]) + steps - self.noise.log_prob(path)
 
     def reverse_path(self, z: Tensor) -> Tensor:
         return self.noise.path(z)
@@ -320,10 +314,10 @@ class DiffusionPosterior(Posterior):
 
     def stopped_log_ratio(self, features: Tensor, path: Tensor) -> Tensor:
         score = super().stopped_log_ratio(features, path)
-        if not any(True for _ in self.noise.parameters()):
+        if self.noise.log_snr is None:
             return score
-        # Only log q has a score of mean 0: a learned process keeps the gradient of its own.
-        log_reverse = self.condition(features.detach()).log_reverse(path.detach())
+        # Only log q has a score of mean 0: a learned process keeps its own gradient.
+        log_reverse = self.noise.log_prob(path.detach())
         return score - (log_reverse - log_reverse.detach())
 
     def predict(

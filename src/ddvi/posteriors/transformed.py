@@ -3,8 +3,7 @@
     (u, a) ~ q(u, a | x),    z = f_x(u)
     log q(z, a | x) − log r(a | z) = log q(u, a | x) − log r(a | u) − log |det ∂f_x/∂u|
 
-The layers straighten narrow necks and bent ridges, for which a chain of Gaussian steps would have to be long; the chain
-makes what a few of them leave, such as several modes.
+The layers straighten narrow necks and bent ridges, see `benchmarks/pyro_guides.py`; the chain makes what they leave.
 
 Sources: Kingma et al., Improving Variational Inference with Inverse Autoregressive Flow, 2016, for the layers; Vahdat
 et al., Score-based Generative Modeling in Latent Space, 2021, for diffusion in learned coordinates.
@@ -15,9 +14,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, final
 
+import torch
 from torch import Tensor, nn
 
 from ddvi.errors import InputError
+from ddvi.networks import Given
 from ddvi.posteriors.base import Conditional, Draw, Posterior, PosteriorMaker
 from ddvi.posteriors.diffusion import DiffusionPosterior
 from ddvi.posteriors.flow import autoregressive_layers, pushed
@@ -27,7 +28,7 @@ _LARGEST_CONTEXT = 64
 
 @final
 class TransformedConditional(Conditional):
-    """z = f_x(u), u ~ another conditional, whose paths, which begin with u, are these ones' too."""
+    """z = f_x(u), with u and the auxiliary variables of another conditional."""
 
     def __init__(self, base: Conditional, transforms: Sequence[Any]) -> None:
         self.base = base
@@ -37,36 +38,31 @@ class TransformedConditional(Conditional):
     def draw(self, sample_shape: tuple[int, ...] = ()) -> Draw:
         u, log_ratio, path = self.base.draw(sample_shape)
         z, log_determinant = pushed(self.transforms, u)
-        return Draw(z, log_ratio - log_determinant, path)
+        return Draw(z, log_ratio - log_determinant, _from(z, path))
 
     def sample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
         return pushed(self.transforms, self.base.sample(sample_shape))[0]
 
     def log_ratio(self, path: Tensor) -> Tensor:
-        return self.base.log_ratio(path) - pushed(self.transforms, path[0])[1]
+        path, log_determinant = self.pulled(path)
+        return self.base.log_ratio(path) + log_determinant
 
     def reverse_path(self, z: Tensor) -> Tensor:
-        return self.base.reverse_path(self._pulled(z)[0])
+        return _from(z, self.base.reverse_path(self.pulled(z[None])[0][0]))
 
     def log_bound(self, z: Tensor, levels: int | None = None) -> Tensor:
-        u, log_determinant = self._pulled(z)
-        return self.base.log_bound(u, levels) + log_determinant
+        path, log_determinant = self.pulled(z[None])
+        return self.base.log_bound(path[0], levels) + log_determinant
 
-    def _pulled(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """u and log |det| of its Jacobian; D passes a layer."""
-        return pushed([transform.inv for transform in reversed(self.transforms)], z)
+    def pulled(self, path: Tensor) -> tuple[Tensor, Tensor]:
+        """The base's path behind one that begins with z, and log |det ∂u/∂z|; D passes a layer."""
+        u, log_determinant = pushed([transform.inv for transform in reversed(self.transforms)], path[0])
+        return _from(u, path), log_determinant
 
 
-@final
-class Given(nn.Module):
-    """An encoder that is shown features (B, out_features) instead of observations."""
-
-    def __init__(self, out_features: int) -> None:
-        super().__init__()
-        self.out_features = out_features
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
+def _from(first: Tensor, path: Tensor) -> Tensor:
+    """A path that begins elsewhere."""
+    return torch.cat([first[None], path[1:]])
 
 
 @final
@@ -88,7 +84,7 @@ class TransformedPosterior(Posterior):
         settings: keywords for the base (`steps`, `denoiser_size`, …).
 
     Raises:
-        InputError: D is not positive; the base has no density, or is told the denoiser of z's prior, or guidance.
+        InputError: D is not positive; the base has no density, or settings that speak of z.
 
     Sources: Kingma et al., 2016; Vahdat et al., 2021.
 
@@ -109,15 +105,24 @@ class TransformedPosterior(Posterior):
         **settings: Any,
     ) -> None:
         super().__init__(encoder, latent_size, labels)
-        unfit = [name for name in ("prior_denoiser", "guidance") if settings.get(name) is not None]
-        if unfit:
-            raise InputError(f"{unfit[0]} speaks of z, but the base draws what layers make z of; leave it out")
         self.base: Posterior = base(Given(self.features), latent_size, **settings)
         if not self.base.has_density:
             raise InputError(f"{type(self.base).__name__} has no density, which layers need; take another base")
-        size = context_size or min(self.features, _LARGEST_CONTEXT)
+        if isinstance(self.base, DiffusionPosterior):
+            self._check(self.base)
+        size = min(self.features, _LARGEST_CONTEXT) if context_size is None else context_size
         self.context: nn.Linear = nn.Linear(self.features, size)
         self.layers: nn.ModuleList = autoregressive_layers(size, latent_size, flow_layers, (64, 64))
+
+    def _check(self, chain: DiffusionPosterior) -> None:
+        about_latents = {
+            "guidance": chain.guidance,
+            "prior_denoiser": chain.prior_denoiser,
+            "level_weights=plain": chain.plain_weights,
+        }
+        for name, value in about_latents.items():
+            if value:
+                raise InputError(f"{name} is about z, but the chain draws what the layers make z of; leave it out")
 
     def condition(self, features: Tensor) -> TransformedConditional:
         context = self.context(features)
@@ -126,7 +131,8 @@ class TransformedPosterior(Posterior):
     def stopped_log_ratio(self, features: Tensor, path: Tensor) -> Tensor:
         """Score `path` with the base's parameters held fixed.
 
-        Those of the layers aren't: a path begins with u, at which log |det| is no score of theirs but part of z's.
+        The layers' aren't, so that they learn by their plain gradient: r(a | z) = r(a | u) has their parameters too,
+        and only log q has a score of mean 0.
         """
-        conditional = self.condition(features)
-        return self.base.stopped_log_ratio(features, path) - pushed(conditional.transforms, path[0])[1]
+        path, log_determinant = self.condition(features).pulled(path)
+        return self.base.stopped_log_ratio(features, path) + log_determinant
