@@ -6,8 +6,8 @@
 Distances are energy distances, sqrt(2 E|X − Y| − E|X − X'| − E|Y − Y'|), of unconstrained latents in units of the
 posterior's standard deviations. Its draws are a long NUTS run's, of the eight schools in non-centred form, where NUTS
 moves freely; banana and funnel have no data, so that the model draws them itself. The first row of a model is the
-distance of a second reference from the first. Every guide takes the same number of steps, of as
-many particles, once for each seed; two rows take AutoDiffusion apart.
+distance of a second reference from the first. Every guide takes the same number of steps, of as many particles, once
+for each seed; two rows take AutoDiffusion apart.
 
 Sources: Rubin, 1981, for the eight schools; Haario et al., 1999, for the banana; Neal, 2003, for the funnel; Székely
 and Rizzo, 2013, for the distance.

@@ -91,7 +91,7 @@ def test_cores_are_shared_out_between_workers(monkeypatch: pytest.MonkeyPatch) -
 
 def test_stored_studies_and_files(tmp_path: Path) -> None:
     sizes = {
-        "mnist_learning_rates": 45,
+        "mnist_learning_rates": 48,
         "mnist_same_objective": 50,
         "mnist_limit": 3,
         "mnist_frozen_decoder": 30,
