@@ -6,12 +6,10 @@ import importlib.util
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -275,19 +273,19 @@ def test_names_that_hydra_would_read_otherwise_arrive_as_they_are(started: list[
 # With processes that train, and are killed
 
 
-def start(words: Sequence[str], **environment: str) -> subprocess.Popen[str]:
+def start(words: Sequence[str]) -> subprocess.Popen[str]:
     """`ddvi study` as a process of its own."""
     command = [sys.executable, "-m", "ddvi.cli", "study", *words]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | environment
-    )
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 240  # Ray's workers are nice: they wait where the processors are busy
     while not path.exists():
         assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, f"no {path.name}"
+        if time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError(f"no {path}: {process.communicate()[0]}")
         time.sleep(0.02)
 
 
@@ -342,32 +340,21 @@ def test_killed_members_and_killed_studies_go_on(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def cluster() -> Iterator[str]:
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of a Ray instance with a head that runs nothing and two worker nodes of one core each."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    ray = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"]
-    memory = ["--object-store-memory", "80000000"]
-    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
-    environment |= {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    nodes = [["--head", "--node-ip-address", "127.0.0.1", "--port", address.rpartition(":")[2], "--num-cpus", "0"]]
-    nodes[0] += ["--include-dashboard", "false"]
-    nodes += [["--address", address, "--num-cpus", "1"]] * 2
-    with ExitStack() as stack:
-        for node in nodes:
-            options: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            process = subprocess.Popen([*ray, *node, *memory], env=environment, start_new_session=True, **options)
-            stack.callback(process.wait, timeout=30)
-            stack.callback(process.terminate)
-            if node[0] == "--head":
-                deadline = time.monotonic() + 60
-                while time.monotonic() < deadline:
-                    with socket.socket() as probe:
-                        if probe.connect_ex(("127.0.0.1", int(address.rpartition(":")[2]))) == 0:
-                            break
-                    time.sleep(0.1)
-        yield address
+    from ray.cluster_utils import Cluster  # nodes on one machine, with ports that don't collide
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+    memory = {"object_store_memory": 80_000_000}
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False} | memory)
+    try:
+        for _ in range(2):
+            nodes.add_node(num_cpus=1, **memory)
+        yield nodes.address
+    finally:
+        nodes.shutdown()
 
 
 @linux
@@ -376,7 +363,7 @@ def cluster() -> Iterator[str]:
 def test_a_ray_cluster_loses_a_worker_and_no_result(tmp_path: Path, cluster: str) -> None:
     words = [*LONG, f"out={tmp_path}", "launcher=ray", f"hydra.launcher.init.address='{cluster}'"]
     vae, _ = (member.settings.folder for member in study.read(words).members)
-    process = start(words, RAY_AUTH_MODE="disabled")
+    process = start(words)
     wait_for(vae / folders.HISTORY, process)
     os.kill(process_of(vae)[1], signal.SIGKILL)  # the worker; its run notices, and Ray starts the task anew
     output, _ = process.communicate(timeout=100)
