@@ -13,7 +13,7 @@ from ddvi.likelihoods import BernoulliLikelihood, DistributionLikelihood, FixedL
 from ddvi.networks import DenseDecoder
 from ddvi.noise import SCHEDULES, NoisingProcess, point
 from ddvi.objectives.base import Batch
-from ddvi.objectives.elbo import ELBO
+from ddvi.objectives.elbo import ELBO, ImportanceWeighted
 from ddvi.posteriors.base import VARIANCE_FLOOR, Draw
 from ddvi.posteriors.diffusion import DiffusionPosterior
 from ddvi.posteriors.flow import FlowPosterior
@@ -531,34 +531,36 @@ def test_the_chains_fast_gradient_is_that_of_its_steps(options, dtype, tolerance
 
 
 @densities
-def test_path_gradient_scores_have_the_value_and_no_gradient_of_parameters(name):
+def test_a_path_draw_has_the_value_of_a_draw_and_no_gradient_of_parameters_but_through_the_path(name):
     posterior = perturbed(name)
     features = posterior.encode(torch.randn(4, 3))
-    path = posterior.condition(features).draw((6,)).path
-    torch.testing.assert_close(
-        posterior.stopped_log_ratio(features, path), posterior.condition(features).log_ratio(path), atol=1e-12, rtol=0
-    )
-    stopped = posterior.stopped_log_ratio(features, path.detach())
-    if name.startswith("transformed"):  # whose layers learn by their plain gradient
-        learning = flat_gradient(stopped.sum(), posterior.layers), flat_gradient(stopped.sum(), posterior.base)
-        assert learning[0].abs().max() > 0.1
-        assert not learning[1].any()
-    else:
-        assert not stopped.requires_grad
+    torch.manual_seed(2)
+    expected = posterior.condition(features).draw((6,))
+    torch.manual_seed(2)
+    found = posterior.path_draw(features, (6,), weigh=torch.zeros_like)
+    for value, plain in zip(found, expected, strict=True):
+        torch.testing.assert_close(value, plain, atol=1e-9, rtol=0)
+    transformed = name.startswith("transformed")  # whose layers learn by their plain gradient
+    base = posterior.base if transformed else posterior
+    assert not flat_gradient(found.log_ratio.sum() + found.path.sum(), base).any()
+    if transformed:
+        assert flat_gradient(found.log_ratio.sum(), posterior.layers).abs().max() > 0.1
 
 
 @pytest.mark.parametrize(
     ("name", "options"), [*((name, {}) for name in DENSITIES), ("diffusion", {"noise": "learned"})]
 )
-def test_path_gradient_has_the_expectation_of_the_plain_gradient(correlated, name, options):
+@pytest.mark.parametrize(("objective", "samples"), [(ELBO, 1), (ImportanceWeighted, 5)])
+def test_path_gradient_has_the_expectation_of_the_plain_gradient(correlated, name, options, objective, samples):
     posterior = perturbed(name, size=0.15, **options)
     model = correlated.model(posterior)
-    x = correlated.simulate(4)[1]
+    x = correlated.simulate(4)[1].repeat(250, 1)
     plain, path = [], []
     for seed in range(60):
-        for found, objective in ((plain, ELBO(250)), (path, ELBO(250, path_gradient=True))):
+        for found, stopped in ((plain, False), (path, True)):
             torch.manual_seed(seed)
-            found.append(flat_gradient(next(objective.updates(model, Batch(x))).loss.mean(), posterior))
+            loss = next(objective(samples, path_gradient=stopped).updates(model, Batch(x))).loss
+            found.append(flat_gradient(loss.mean(), posterior))
     plain, path = torch.stack(plain), torch.stack(path)
     directions = torch.randn(20, plain.shape[1]).T / math.sqrt(plain.shape[1])
     assert_agree((path - plain) @ directions, "path gradient and plain gradient")

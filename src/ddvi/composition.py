@@ -156,15 +156,15 @@ def assemble(
 
 def make_objective(settings: Settings) -> Objective:
     """The objective that the settings describe."""
-    bound: dict[str, Any] = {name: getattr(settings, name) for name in ("kl_weight", "kl_rise", "prior_weight")}
+    names = ("samples", "kl_weight", "kl_rise", "prior_weight", "path_gradient", "label_rate")
+    bound: dict[str, Any] = {name: getattr(settings, name) for name in names}
     levels = settings.sleep_levels or None
-    rate = settings.label_rate
-    elbo = ELBO(settings.samples, **bound, path_gradient=settings.path_gradient, label_rate=rate)
+    elbo = ELBO(**bound)
     match settings.objective:
         case "elbo":
             return elbo
         case "importance_weighted":
-            return ImportanceWeighted(settings.samples, **bound, label_rate=rate)
+            return ImportanceWeighted(**bound)
         case "wake_sleep":
             return WakeSleep(elbo, settings.sleep_steps, settings.sleep_weight, levels, settings.fantasies)
         case "reweighted_wake_sleep":

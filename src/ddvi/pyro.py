@@ -25,7 +25,7 @@ from torch.distributions import biject_to, constraints
 
 from ddvi.errors import InputError
 from ddvi.networks import Given
-from ddvi.posteriors.base import Conditional, Posterior, PosteriorMaker
+from ddvi.posteriors.base import Conditional, Draw, Posterior, PosteriorMaker
 from ddvi.posteriors.gaussian import GaussianHead
 from ddvi.posteriors.transformed import TransformedPosterior
 from ddvi.randomness import seeded
@@ -52,8 +52,7 @@ class PathDistribution(TorchDistribution):
         size: D.
         batch_shape: of independent draws.
         location: m of the unconstrained values m + u that are drawn.
-        score: from a path to log q(u, a) − log r(a | u) in the place of the conditional's own, while there is a
-            gradient; with parameters held fixed it gives the path gradient.
+        draw: what draws in the place of the conditional while there is a gradient, see `Posterior.path_draw`.
     """
 
     has_rsample = True
@@ -64,11 +63,11 @@ class PathDistribution(TorchDistribution):
         size: int,
         location: Tensor,
         batch_shape: Sequence[int] = (),
-        score: Callable[[Tensor], Tensor] | None = None,
+        draw: Callable[[tuple[int, ...]], Draw] | None = None,
     ) -> None:
         self.conditional = conditional
         self.location = location
-        self.score = score
+        self.draw = draw
         self._last: tuple[Tensor, Tensor] | None = None
         super().__init__(torch.Size(batch_shape), torch.Size([size]), validate_args=False)
 
@@ -84,15 +83,15 @@ class PathDistribution(TorchDistribution):
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> PathDistribution:
         (size,) = self.event_shape
-        return PathDistribution(self.conditional, size, self.location, batch_shape, self.score)
+        return PathDistribution(self.conditional, size, self.location, batch_shape, self.draw)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """(*sample_shape, *batch_shape, D)."""
         shape = torch.Size(sample_shape) + self.batch_shape
-        drawn = self.conditional.draw((shape.numel(),))
-        value = (self.location + drawn.z[:, 0]).reshape(*shape, -1)
-        scored = drawn.log_ratio if self.score is None or not value.requires_grad else self.score(drawn.path)
-        self._last = value, scored[:, 0].reshape(shape)
+        draw = self.draw if self.draw is not None and torch.is_grad_enabled() else self.conditional.draw
+        z, log_ratio, _ = draw((shape.numel(),))
+        value = (self.location + z[:, 0]).reshape(*shape, -1)
+        self._last = value, log_ratio[:, 0].reshape(shape)
         return value
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -196,8 +195,8 @@ class AutoDiffusion(AutoContinuous):
         if self.encoder is not None:
             seen = self.encoder(*args, **kwargs).reshape(1, -1)
         features = self.posterior.encode(seen)
-        score = partial(self.posterior.stopped_log_ratio, features) if self.path_gradient else None
-        return PathDistribution(self.posterior.condition(features), self.latent_dim, self.location, score=score)
+        draw = partial(self.posterior.path_draw, features) if self.path_gradient else None
+        return PathDistribution(self.posterior.condition(features), self.latent_dim, self.location, draw=draw)
 
     @torch.no_grad()
     def _drawn(self, *args: Any, **kwargs: Any) -> Tensor:

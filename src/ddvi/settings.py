@@ -23,7 +23,7 @@ _BOUND = ("samples", "kl_weight", "kl_rise", "prior_weight")
 _SLEEP = ("sleep_weight", "sleep_levels", "fantasies")
 OBJECTIVE_SETTINGS: dict[str, tuple[str, ...]] = {
     "elbo": (*_BOUND, "label_rate", "path_gradient"),
-    "importance_weighted": (*_BOUND, "label_rate"),
+    "importance_weighted": (*_BOUND, "label_rate", "path_gradient"),
     "wake_sleep": (*_BOUND, "label_rate", "path_gradient", *_SLEEP, "sleep_steps"),
     "reweighted_wake_sleep": ("samples", "prior_samples", "resampled", "label_rate", *_SLEEP),
     "marginal_likelihood": ("samples", "sleep_levels"),
@@ -96,7 +96,7 @@ class Settings:
     kl_weight: float = setting(1.0, "weight of the divergence in training; 1 is the bound", minimum=0)
     kl_rise: float = setting(0.0, "share of training over which kl_weight rises linearly from 0", minimum=0, maximum=1)
     prior_weight: float = setting(1.0, "weight of log p(z) beside the rest of the divergence", minimum=0)
-    path_gradient: bool = setting(False, "elbo and wake_sleep: score log q with parameters held fixed")
+    path_gradient: bool = setting(False, "bounds: score log q with parameters held fixed")
     sleep_steps: int = setting(3, "wake_sleep: steps on fantasies per step on data", minimum=0)
     sleep_weight: float = setting(1.0, "weight of the sleep term; 0.3 in reweighted_wake_sleep", minimum=0)
     sleep_levels: int = setting(

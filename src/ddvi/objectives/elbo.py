@@ -11,7 +11,7 @@ Where labels are summed over, with ELBO_l and IW_l the same given the label and 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import final
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ddvi.model import LatentVariableModel, View, Weights
 from ddvi.objectives.base import Batch, DataObjective, Update, data_update
+from ddvi.posteriors.base import Draw, Posterior
 
 
 def bound_terms(view: View, weights: Weights) -> dict[str, Tensor]:
@@ -72,6 +73,18 @@ def risen(kl_weight: float, kl_rise: float, progress: float) -> float:
     return kl_weight * min(1.0, progress / kl_rise) if kl_rise > 0 else kl_weight
 
 
+def _draw(
+    posterior: Posterior,
+    features: Tensor,
+    samples: int,
+    path_gradient: bool,
+    weigh: Callable[[Tensor], Tensor] | None = None,
+) -> Draw:
+    if path_gradient:
+        return posterior.path_draw(features, (samples,), weigh)
+    return posterior.condition(features).draw((samples,))
+
+
 @final
 @dataclass(frozen=True)
 class ELBO(DataObjective):
@@ -111,9 +124,7 @@ class ELBO(DataObjective):
         self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float = 1.0
     ) -> tuple[Tensor, dict[str, Tensor]]:
         view = model.view(x, label)
-        draw = model.posterior.condition(view.features).draw((self.samples,))
-        if self.path_gradient:
-            draw = draw._replace(log_ratio=model.posterior.stopped_log_ratio(view.features, draw.path))
+        draw = _draw(model.posterior, view.features, self.samples, self.path_gradient)
         weights = model.weigh(x, draw, view.label)
         kl_weight = risen(self.kl_weight, self.kl_rise, progress)
         loss = negative_elbo(view, weights, kl_weight, self.prior_weight, self.label_rate)
@@ -138,12 +149,14 @@ class ImportanceWeighted(DataObjective):
         kl_weight: as in `ELBO`.
         kl_rise: as in `ELBO`.
         prior_weight: as in `ELBO`.
+        path_gradient: score log q with parameters held fixed and weigh the path by its share squared (the doubly
+            reparameterised gradient), which is the same on average.
         label_rate: how far q(l|x) goes towards these shares at once, see `damped`.
 
     Raises:
         InputError: in training, the posterior has no density.
 
-    Source: Burda et al., Importance Weighted Autoencoders, 2016.
+    Sources: Burda et al., Importance Weighted Autoencoders, 2016; Tucker et al., 2019, for the path gradient.
 
     Example:
         >>> loss, terms = ImportanceWeighted(samples=5).loss(model, x)
@@ -155,15 +168,24 @@ class ImportanceWeighted(DataObjective):
     kl_weight: float = 1.0
     kl_rise: float = 0.0
     prior_weight: float = 1.0
+    path_gradient: bool = False
     label_rate: float = 1.0
 
     def loss(
         self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float = 1.0
     ) -> tuple[Tensor, dict[str, Tensor]]:
         view = model.view(x, label)
-        weights = model.weigh(x, model.posterior.condition(view.features).draw((self.samples,)), view.label)
         kl_weight = risen(self.kl_weight, self.kl_rise, progress)
-        bound = weights.log_weight(kl_weight, self.prior_weight).logsumexp(0) - math.log(self.samples)
+
+        def weigh(gradient: Tensor) -> Tensor:
+            # The bound has weighed it by the draw's share, and log q's own gradient is the rest of a second time.
+            share = log_weight.detach().flatten(0, -2).softmax(0).view_as(log_weight)
+            return gradient * (1 - kl_weight * (1 - share))[..., None]
+
+        draw = _draw(model.posterior, view.features, self.samples, self.path_gradient, weigh)
+        weights = model.weigh(x, draw, view.label)
+        log_weight = weights.log_weight(kl_weight, self.prior_weight)
+        bound = log_weight.logsumexp(0) - math.log(self.samples)
         terms = bound_terms(view, weights)
         if view.log_label is None or not view.summed:
             return -bound, terms

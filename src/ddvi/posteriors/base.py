@@ -204,11 +204,26 @@ class Posterior(nn.Module, abc.ABC):
     def forward(self, x: Tensor, label: Tensor | None = None) -> Conditional:
         return self.condition(self.encode(x, label))
 
-    def stopped_log_ratio(self, features: Tensor, path: Tensor) -> Tensor:
-        """Score `path` with the parameters held fixed, so that gradients flow through the path alone.
+    def path_draw(
+        self, features: Tensor, sample_shape: tuple[int, ...] = (), weigh: Callable[[Tensor], Tensor] | None = None
+    ) -> Draw:
+        """A draw scored with q's parameters held fixed, so that their gradient comes through the path alone.
 
-        For path-gradient estimators (Roeder et al. 2017; Tucker et al. 2019). Shapes as in `Conditional.log_ratio`.
+        For path-gradient estimators (Roeder et al. 2017; Tucker et al. 2019), of a batch (*batch_shape, features).
+
+        Args:
+            features: what `encode` gives.
+            sample_shape: as in `Conditional.draw`.
+            weigh: what the gradient of the path becomes before it reaches q's parameters.
         """
+        path = self.condition(features).draw(sample_shape).path
+        if weigh is not None:
+            path = path.view_as(path)
+            if path.requires_grad:
+                path.register_hook(weigh)
+        return Draw(path[0], self._stopped_log_ratio(features, path), path)
+
+    def _stopped_log_ratio(self, features: Tensor, path: Tensor) -> Tensor:
         scorer = _Scorer(self)
         fixed = {name: parameter.detach() for name, parameter in scorer.named_parameters()}
         return torch.func.functional_call(scorer, fixed, (features.detach(), path))

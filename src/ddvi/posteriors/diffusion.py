@@ -312,8 +312,8 @@ class DiffusionPosterior(Posterior):
         standard = DiagonalGaussian(torch.zeros_like(start.mean), torch.ones_like(start.variance))
         return DiffusionConditional(self, start, standard, features.new_zeros(()))
 
-    def stopped_log_ratio(self, features: Tensor, path: Tensor) -> Tensor:
-        score = super().stopped_log_ratio(features, path)
+    def _stopped_log_ratio(self, features: Tensor, path: Tensor) -> Tensor:
+        score = super()._stopped_log_ratio(features, path)
         if self.noise.log_snr is None:
             return score
         # Only log q has a score of mean 0: a learned process keeps its own gradient.

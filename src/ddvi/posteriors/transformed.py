@@ -11,7 +11,7 @@ et al., Score-based Generative Modeling in Latent Space, 2021, for diffusion in 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import torch
@@ -36,28 +36,32 @@ class TransformedConditional(Conditional):
         self.auxiliaries: int = base.auxiliaries
 
     def draw(self, sample_shape: tuple[int, ...] = ()) -> Draw:
-        u, log_ratio, path = self.base.draw(sample_shape)
-        z, log_determinant = pushed(self.transforms, u)
-        return Draw(z, log_ratio - log_determinant, _from(z, path))
+        return _pushed_draw(self.transforms, self.base.draw(sample_shape))
 
     def sample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
         return pushed(self.transforms, self.base.sample(sample_shape))[0]
 
     def log_ratio(self, path: Tensor) -> Tensor:
-        path, log_determinant = self.pulled(path)
+        path, log_determinant = self._pulled(path)
         return self.base.log_ratio(path) + log_determinant
 
     def reverse_path(self, z: Tensor) -> Tensor:
-        return _from(z, self.base.reverse_path(self.pulled(z[None])[0][0]))
+        return _from(z, self.base.reverse_path(self._pulled(z[None])[0][0]))
 
     def log_bound(self, z: Tensor, levels: int | None = None) -> Tensor:
-        path, log_determinant = self.pulled(z[None])
+        path, log_determinant = self._pulled(z[None])
         return self.base.log_bound(path[0], levels) + log_determinant
 
-    def pulled(self, path: Tensor) -> tuple[Tensor, Tensor]:
+    def _pulled(self, path: Tensor) -> tuple[Tensor, Tensor]:
         """The base's path behind one that begins with z, and log |det ∂u/∂z|; D passes a layer."""
         u, log_determinant = pushed([transform.inv for transform in reversed(self.transforms)], path[0])
         return _from(u, path), log_determinant
+
+
+def _pushed_draw(transforms: Sequence[Any], draw: Draw) -> Draw:
+    """A draw of the base that the transforms have moved."""
+    z, log_determinant = pushed(transforms, draw.z)
+    return Draw(z, draw.log_ratio - log_determinant, _from(z, draw.path))
 
 
 def _from(first: Tensor, path: Tensor) -> Tensor:
@@ -125,14 +129,17 @@ class TransformedPosterior(Posterior):
                 raise InputError(f"{name} is about z, but the chain draws what the layers make z of; leave it out")
 
     def condition(self, features: Tensor) -> TransformedConditional:
-        context = self.context(features)
-        return TransformedConditional(self.base.condition(features), [layer(context) for layer in self.layers])
+        return TransformedConditional(self.base.condition(features), self._transforms(features))
 
-    def stopped_log_ratio(self, features: Tensor, path: Tensor) -> Tensor:
-        """Score `path` with the base's parameters held fixed.
+    def path_draw(
+        self, features: Tensor, sample_shape: tuple[int, ...] = (), weigh: Callable[[Tensor], Tensor] | None = None
+    ) -> Draw:
+        """A path draw of the base, which the layers push: they learn by their plain gradient.
 
-        The layers' aren't, so that they learn by their plain gradient: r(a | z) = r(a | u) has their parameters too,
-        and only log q has a score of mean 0.
+        They have a part in r(a | z) = r(a | u) too, and only log q has a score of mean 0.
         """
-        path, log_determinant = self.condition(features).pulled(path)
-        return self.base.stopped_log_ratio(features, path) + log_determinant
+        return _pushed_draw(self._transforms(features), self.base.path_draw(features, sample_shape, weigh))
+
+    def _transforms(self, features: Tensor) -> list[Any]:
+        context = self.context(features)
+        return [layer(context) for layer in self.layers]
