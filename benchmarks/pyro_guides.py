@@ -5,9 +5,11 @@
 
 Distances are energy distances, sqrt(2 E|X − Y| − E|X − X'| − E|Y − Y'|), of unconstrained latents in units of the
 posterior's standard deviations. Its draws are a long NUTS run's, of the eight schools in non-centred form, where NUTS
-moves freely; banana and funnel have no data, so that the model draws them itself. The first row of a model is the
-distance of a second reference from the first. Every guide takes the same number of steps, of as many particles, once
-for each seed; two rows take AutoDiffusion apart.
+moves freely; banana and funnel have no data, so that the model draws them itself. The regression's weights can change
+places and signs without a change of the network, so that its distance is that of the network's values and the noise.
+The first row of a model is the distance of a second reference from the first. All guides but AutoIAFNormal,
+which can't be told, begin at the same place with the same width; all make as many steps, of as many particles, once for
+each seed. Two rows take AutoDiffusion apart.
 
 Sources: Rubin, 1981, for the eight schools; Haario et al., 1999, for the banana; Neal, 2003, for the funnel; Székely
 and Rizzo, 2013, for the distance.
@@ -21,6 +23,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -28,7 +31,14 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
-from pyro.infer.autoguide import AutoContinuous, AutoIAFNormal, AutoMultivariateNormal, AutoNormal, init_to_median
+from pyro.infer.autoguide import (
+    AutoContinuous,
+    AutoIAFNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+    init_to_median,
+    init_to_sample,
+)
 from pyro.infer.reparam import LocScaleReparam
 from torch import Tensor
 from torch.distributions import biject_to
@@ -40,6 +50,7 @@ from ddvi.randomness import generator
 
 DRAWS = 1000
 BOUND_DRAWS = 20_000
+PLACES = torch.linspace(-2, 2, 30)
 
 
 def eight_schools() -> None:
@@ -66,62 +77,91 @@ def funnel() -> None:
 
 def regression() -> None:
     """y = sin 2x + noise at 30 places, by a network of 5 hidden units: 16 weights and the noise."""
-    x = torch.linspace(-2, 2, 30)
-    y = torch.sin(2 * x) + 0.2 * torch.randn(30, generator=generator(0, "regression"))
+    y = torch.sin(2 * PLACES) + 0.2 * torch.randn(30, generator=generator(0, "regression"))
     weights = pyro.sample("weights", dist.Normal(torch.zeros(16), 1.5).to_event(1))
     noise = pyro.sample("noise", dist.HalfNormal(1.0))
+    pyro.sample("y", dist.Normal(network(weights, PLACES), noise.unsqueeze(-1)).to_event(1), obs=y)
+
+
+def network(weights: Tensor, x: Tensor) -> Tensor:
+    """Its values (*, N) at x (N,), of weights (*, 16)."""
     inwards, bias, outwards, offset = weights.split([5, 5, 5, 1], -1)
     hidden = torch.tanh(x[:, None] * inwards.unsqueeze(-2) + bias.unsqueeze(-2))
-    mean = (hidden * outwards.unsqueeze(-2)).sum(-1) + offset
-    pyro.sample("y", dist.Normal(mean, noise.unsqueeze(-1)).to_event(1), obs=y)
+    return (hidden * outwards.unsqueeze(-2)).sum(-1) + offset
 
 
-MODELS: dict[str, Callable[[], None]] = {
-    "eight_schools": eight_schools,
-    "banana": banana,
-    "funnel": funnel,
-    "regression": regression,
+def function(values: dict[str, Tensor]) -> Tensor:
+    """What the regression's data can tell, (N, 31): the network at its places, and the logarithm of the noise."""
+    return torch.cat([network(values["weights"], PLACES), values["noise"].log()[:, None]], -1)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, and what a comparison of its guides needs to know.
+
+    Args:
+        model: without arguments.
+        has_data: whether anything is observed; if not, the model draws its posterior.
+        compared: from sites (N, …) to what distances are of, (N, D); None is all of them, unconstrained.
+        init_loc_fn: where all guides begin.
+        init_scale: how wide those begin that can be told.
+    """
+
+    model: Callable[[], None]
+    has_data: bool = True
+    compared: Callable[[dict[str, Tensor]], Tensor] | None = None
+    init_loc_fn: Callable[..., Any] = init_to_median
+    init_scale: float = 1.0
+
+
+CASES: dict[str, Case] = {
+    "eight_schools": Case(eight_schools),
+    "banana": Case(banana, has_data=False),
+    "funnel": Case(funnel, has_data=False),
+    # At its median, all weights 0, a network prefers no unit to another, and a wide guide takes the data for noise.
+    "regression": Case(regression, compared=function, init_loc_fn=init_to_sample, init_scale=0.1),
 }
-WITHOUT_DATA = ("banana", "funnel")
 NON_CENTRED = {"effect": LocScaleReparam(centered=0.0, shape_params=[])}
-GUIDES: dict[str, Callable[[Callable[[], None]], Any]] = {
+
+
+def _flow(model: Callable[[], None], **start: Any) -> AutoIAFNormal:
+    """Pyro's flow can't be told where to begin: it is a standard Gaussian."""
+    return AutoIAFNormal(model, hidden_dim=[64], num_transforms=2)
+
+
+GUIDES: dict[str, Callable[..., Any]] = {
     "AutoNormal": AutoNormal,
     "AutoMultivariateNormal": AutoMultivariateNormal,
-    "AutoIAFNormal": lambda model: AutoIAFNormal(model, hidden_dim=[64], num_transforms=2),
-    "AutoDiffusion": lambda model: AutoDiffusion(model, init_scale=1.0),
-    "AutoDiffusion, layers alone": lambda model: AutoDiffusion(
-        model, partial(TransformedPosterior, base=GaussianPosterior), init_scale=1.0
+    "AutoIAFNormal": _flow,
+    "AutoDiffusion": AutoDiffusion,
+    "AutoDiffusion, layers alone": partial(
+        AutoDiffusion, posterior=partial(TransformedPosterior, base=GaussianPosterior)
     ),
-    "AutoDiffusion, chain alone": lambda model: AutoDiffusion(model, init_scale=1.0, flow_layers=0),
+    "AutoDiffusion, chain alone": partial(AutoDiffusion, flow_layers=0),
 }
 
 
-def sites(model: Callable[[], None]) -> AutoContinuous:
-    """What packs a model's latent sites into one unconstrained vector."""
-    packer = AutoContinuous(model, init_loc_fn=init_to_median)
+def compared(case: Case, values: dict[str, Tensor]) -> Tensor:
+    """What distances are of, (N, D), by sites of shapes (N, …)."""
+    if case.compared is not None:
+        return case.compared(values)
+    packer = AutoContinuous(case.model, init_loc_fn=init_to_median)
     packer._setup_prototype()
-    return packer
-
-
-def packed(packer: AutoContinuous, values: dict[str, Tensor], count: int) -> Tensor:
-    """Sites, each (count, …), as unconstrained vectors (count, D)."""
     found = packer.prototype_trace.iter_stochastic_nodes()
-    parts = [biject_to(site["fn"].support).inv(values[name]).reshape(count, -1) for name, site in found]
+    parts = [biject_to(site["fn"].support).inv(values[name]).reshape(len(values[name]), -1) for name, site in found]
     return torch.cat(parts, -1)
 
 
-def reference(name: str, packer: AutoContinuous, draws: int, seed: int) -> Tensor:
-    """Draws of the posterior, unconstrained (N, D): exact ones, or a NUTS run thinned to `DRAWS`."""
-    model = MODELS[name]
+def reference(case: Case, draws: int, seed: int) -> Tensor:
+    """What distances are of, (N, D), at draws of the posterior: exact ones, or a NUTS run thinned to `DRAWS`."""
     pyro.set_rng_seed(seed)
-    if name in WITHOUT_DATA:
-        return packed(packer, Predictive(model, num_samples=DRAWS)(), DRAWS)
-    easier = pyro.poutine.reparam(model, config=NON_CENTRED)
+    if not case.has_data:
+        return compared(case, Predictive(case.model, num_samples=DRAWS)())
+    easier = pyro.poutine.reparam(case.model, config=NON_CENTRED)
     run = MCMC(NUTS(easier), num_samples=draws, warmup_steps=draws // 2, disable_progbar=True)
     run.run()
-    names = [site for site, _ in packer.prototype_trace.iter_stochastic_nodes()]
-    values = Predictive(easier, run.get_samples(), return_sites=names)()
-    return packed(packer, values, draws)[:: max(1, draws // DRAWS)][:DRAWS]
+    drawn = run.get_samples()
+    return compared(case, drawn | Predictive(easier, drawn)())[:: max(1, draws // DRAWS)][:DRAWS]
 
 
 def distance(x: Tensor, y: Tensor) -> float:
@@ -130,32 +170,32 @@ def distance(x: Tensor, y: Tensor) -> float:
     return math.sqrt(max(0.0, float(2 * torch.cdist(x, y).mean() - within)))
 
 
-def learn(name: str, model: Callable[[], None], steps: int, particles: int, lr: float, seed: int) -> Any:
+def learn(name: str, case: Case, steps: int, particles: int, lr: float, seed: int) -> Any:
     """A guide that has been trained."""
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
-    guide = GUIDES[name](model)
+    guide = GUIDES[name](case.model, init_loc_fn=case.init_loc_fn, init_scale=case.init_scale)
     optimizer = pyro.optim.ClippedAdam({"lr": lr, "lrd": 0.02 ** (1 / steps)})
-    svi = SVI(model, guide, optimizer, Trace_ELBO(particles, vectorize_particles=True, max_plate_nesting=0))
+    svi = SVI(case.model, guide, optimizer, Trace_ELBO(particles, vectorize_particles=True, max_plate_nesting=0))
     for _ in range(steps):
         svi.step()
     return guide
 
 
-def measure(guide: Any, model: Callable[[], None], packer: AutoContinuous, known: Tensor) -> dict[str, float]:
+def measure(guide: Any, case: Case, known: Tensor) -> dict[str, float]:
     """Bound and distance of a trained guide."""
     scale = known.std(0)
     with torch.no_grad():
         each = Trace_ELBO(BOUND_DRAWS, vectorize_particles=True, max_plate_nesting=0)
-        bound = -each.loss(model, guide)
+        bound = -each.loss(case.model, guide)
         drawn = [guide() for _ in range(len(known))]
     values = {name: torch.stack([draw[name] for draw in drawn]) for name in drawn[0]}
-    return {"elbo": bound, "distance": distance(packed(packer, values, len(known)) / scale, known / scale)}
+    return {"elbo": bound, "distance": distance(compared(case, values) / scale, known / scale)}
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=", ".join(MODELS))
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=", ".join(CASES))
     parser.add_argument("--guides", nargs="+", choices=GUIDES, default=list(GUIDES), metavar="GUIDE")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--particles", type=int, default=32)
@@ -165,24 +205,23 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="a line of JSON for each row")
     options = parser.parse_args(arguments)
     for name in options.models:
-        if name not in MODELS:
-            parser.error(f"unknown model {name}; choose from {', '.join(MODELS)}")
+        if name not in CASES:
+            parser.error(f"unknown model {name}; choose from {', '.join(CASES)}")
     if not options.json:
         print("| model | guide | ELBO | distance | s |\n|---|---|---|---|---|")
     with ddvi.seeded(0, "guides"):
-        for model_name in options.models or MODELS:
-            model = MODELS[model_name]
-            packer = sites(model)
-            first, second = (reference(model_name, packer, options.nuts, seed) for seed in (0, 1))
+        for model_name in options.models or CASES:
+            case = CASES[model_name]
+            first, second = (reference(case, options.nuts, seed) for seed in (0, 1))
             apart = distance(first / first.std(0), second / first.std(0))
-            kind = "exact" if model_name in WITHOUT_DATA else "NUTS"
+            kind = "NUTS" if case.has_data else "exact"
             _print({"model": model_name, "guide": kind, "distance": [apart]}, options.json)
             for name in options.guides:
                 started = time.monotonic()
                 found = []
                 for seed in options.seeds:
-                    guide = learn(name, model, options.steps, options.particles, options.lr, seed)
-                    found.append(measure(guide, model, packer, first))
+                    guide = learn(name, case, options.steps, options.particles, options.lr, seed)
+                    found.append(measure(guide, case, first))
                 row = {key: [values[key] for values in found] for key in found[0]}
                 row |= {"model": model_name, "guide": name, "seconds": (time.monotonic() - started) / len(found)}
                 _print(row, options.json)
