@@ -173,9 +173,10 @@ def test_reweighted_wake_sleep_resamples_and_scores(name, sleep_weight):
 
 
 @posteriors
-def test_draws_of_the_prior_that_the_batch_shares_compete_with_those_of_the_posterior(name):
+@pytest.mark.parametrize("decoded", [1, 2, 9])
+def test_draws_of_the_prior_that_the_batch_shares_compete_with_those_of_the_posterior(name, decoded):
     model, batch = make_model(name), make_batch()
-    (update,) = losses(ReweightedWakeSleep(samples=4, prior_samples=9, resampled=3), model, batch)
+    (update,) = losses(ReweightedWakeSleep(samples=4, prior_samples=9, resampled=3, decoded=decoded), model, batch)
     with torch.no_grad():
         shared = model.prior.sample((9,))
         dreamt, known, _ = model.fantasise(7)
@@ -188,7 +189,8 @@ def test_draws_of_the_prior_that_the_batch_shares_compete_with_those_of_the_post
     assert 0 < (chosen < 4).sum() < chosen.numel(), "the test has lost its power"
     wake = -model.posterior(batch.x).log_bound(z).mean(0)
     sleep = -model.posterior(dreamt).log_bound(known)
-    assert_loss(update, -model.likelihood(z[0]).log_prob(batch.x) - model.prior.log_prob(z[0]) + wake + 0.3 * sleep)
+    decoder = sum(-model.likelihood(each).log_prob(batch.x) - model.prior.log_prob(each) for each in z[:decoded])
+    assert_loss(update, decoder / len(z[:decoded]) + wake + 0.3 * sleep)
 
 
 @pytest.mark.parametrize(("samples", "prior_samples"), [(300, 0), (1, 3000)])

@@ -118,9 +118,27 @@ def test_deviations_are_what_a_user_would_write(method: str, preset: str) -> Non
 
 def test_another_objective_is_one_deviation_with_its_own_defaults() -> None:
     settings = resolve("mnist", "vae", "pinwheel", {"objective": "reweighted_wake_sleep"})
-    assert settings.samples == 8
+    assert settings.samples == 4
     assert deviations(settings) == {"objective": "reweighted_wake_sleep"}
     assert deviations(resolve("mnist", "ddvi", "pinwheel", {"objective": "reweighted_wake_sleep"})) == {}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "given", "expected"),
+    [
+        ("mnist", {}, (4, 1024, 4, 2)),
+        ("mnist", {"latent_size": "8"}, (8, 0, 4, 2)),
+        ("mnist", {"latent_size": "8", "prior_samples": "16"}, (8, 16, 4, 2)),
+        ("mnist_semi", {}, (8, 512, 4, 1)),
+        ("mnist_semi", {"samples": "3"}, (3, 512, 4, 1)),
+        ("mnist_semi", {"objective": "elbo"}, (1, 0, 1, 1)),
+    ],
+)
+def test_draws_of_reweighted_wake_sleep_are_chosen_by_what_they_cost_and_hit(
+    dataset: str, given: dict[str, str], expected: tuple[int, ...]
+) -> None:
+    found = resolve(dataset, "ddvi_semi" if dataset.endswith("_semi") else "ddvi", "pinwheel", given)
+    assert (found.samples, found.prior_samples, found.resampled, found.decoded) == expected
 
 
 def test_a_study_gives_every_method_the_same_passes() -> None:

@@ -125,7 +125,7 @@ class ReweightedWakeSleep(DataObjective):
         (z_k, a_k) ~ q(z, a | x),    w_k = p_θ(x, z_k) r(a_k|z_k) / q(z_k, a_k|x),    k = 1 … K
         z_s ~ p(z),                  w_s = p_θ(x | z_s),                              s = 1 … S
         z* = z_k or z_s with probability in proportion to w_k / K or w_s / S, M times
-        decoder:    log p_θ(x | z*), for the first of them
+        decoder:    log p_θ(x | z*), the mean over the first of them, as many as `decoded`
         posterior:  E_r[ log q(z*, a|x) − log r(a|z*) ], the mean over all of them
                     + sleep_weight · the same at fantasies z ~ p(z), x ~ p_θ(x|z)
 
@@ -144,6 +144,7 @@ class ReweightedWakeSleep(DataObjective):
         fantasies: how many for each example of data.
         prior_samples: S; with several labels the next multiple of their number.
         resampled: M.
+        decoded: how many of these the decoder learns from, where a pass and its gradient cost most; at most M.
 
     Raises:
         InputError: in training, the posterior or, with `prior_samples`, the likelihood has no density.
@@ -164,6 +165,7 @@ class ReweightedWakeSleep(DataObjective):
     fantasies: int = 1
     prior_samples: int = 0
     resampled: int = 1
+    decoded: int = 1
 
     def loss(
         self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float = 1.0
@@ -189,8 +191,9 @@ class ReweightedWakeSleep(DataObjective):
         if classification is not None:
             terms["classification"] = classification
         wake = -model.posterior.condition(view.features).log_bound(z, self.levels).mean(0)
-        terms |= {"resampled_reconstruction": -model.likelihood.log_prob(x, z[0]), "wake": wake}
-        loss = terms["resampled_reconstruction"] - model.prior.log_prob(z[0], view.label) + wake
+        decoded = z[: self.decoded]
+        terms |= {"resampled_reconstruction": -model.likelihood.log_prob(x, decoded).mean(0), "wake": wake}
+        loss = terms["resampled_reconstruction"] - model.prior.log_prob(decoded, view.label).mean(0) + wake
         if classification is not None:
             loss = loss + classification
         if fantasies is not None:
