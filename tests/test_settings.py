@@ -126,9 +126,9 @@ def test_another_objective_is_one_deviation_with_its_own_defaults() -> None:
 @pytest.mark.parametrize(
     ("dataset", "given", "expected"),
     [
-        ("mnist", {}, (4, 1024, 4, 2)),
-        ("mnist", {"latent_size": "8"}, (8, 0, 4, 2)),
-        ("mnist", {"latent_size": "8", "prior_samples": "16"}, (8, 16, 4, 2)),
+        ("mnist", {}, (4, 512, 4, 4)),
+        ("mnist", {"latent_size": "8"}, (8, 0, 4, 4)),
+        ("mnist", {"latent_size": "8", "prior_samples": "16"}, (8, 16, 4, 4)),
         ("mnist_semi", {}, (8, 512, 4, 1)),
         ("mnist_semi", {"samples": "3"}, (3, 512, 4, 1)),
         ("mnist_semi", {"objective": "elbo"}, (1, 0, 1, 1)),
