@@ -126,7 +126,7 @@ def test_another_objective_is_one_deviation_with_its_own_defaults() -> None:
 @pytest.mark.parametrize(
     ("dataset", "given", "expected"),
     [
-        ("mnist", {}, (4, 512, 4, 4)),
+        ("mnist", {}, (4, 1024, 4, 4)),
         ("mnist", {"latent_size": "8"}, (8, 0, 4, 4)),
         ("mnist", {"latent_size": "8", "prior_samples": "16"}, (8, 16, 4, 4)),
         ("mnist_semi", {}, (8, 512, 4, 1)),

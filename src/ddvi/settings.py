@@ -16,10 +16,12 @@ from ddvi.methods import ALIASES, METHODS, PAPER
 OBJECTIVE_DEFAULTS: dict[str, dict[str, Any]] = {
     "importance_weighted": {"samples": 8},
     "wake_sleep": {"sleep_levels": 1},
-    "reweighted_wake_sleep": {"samples": 4, "prior_samples": 512, "resampled": 4, "decoded": 4, "sleep_weight": 0.3},
+    "reweighted_wake_sleep": {"samples": 4, "prior_samples": 1024, "resampled": 4, "decoded": 4, "sleep_weight": 0.3},
     "marginal_likelihood": {"samples": 2000},
 }
-LABELLED_OBJECTIVE_DEFAULTS: dict[str, dict[str, Any]] = {"reweighted_wake_sleep": {"samples": 8, "decoded": 1}}
+LABELLED_OBJECTIVE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "reweighted_wake_sleep": {"samples": 8, "prior_samples": 512, "decoded": 1}
+}
 """What differs where labels are learnt too: that with which the other settings of it were chosen."""
 _BOUND = ("samples", "kl_weight", "kl_rise", "prior_weight")
 _SLEEP = ("sleep_weight", "sleep_levels", "fantasies")
@@ -90,7 +92,7 @@ class Settings:
         1, "K, draws per example in training; 8 where they are weighed, 4 beside draws of the prior", minimum=1
     )
     prior_samples: int = setting(
-        0, "draws of the prior that a batch shares; 512 in reweighted_wake_sleep where D is 1 or 2", minimum=0
+        0, "draws of the prior that a batch shares; 1,024 in reweighted_wake_sleep where D is 1 or 2", minimum=0
     )
     resampled: int = setting(
         1, "of all draws those that the posterior learns from; 4 in reweighted_wake_sleep", minimum=1
