@@ -128,7 +128,8 @@ def test_another_objective_is_one_deviation_with_its_own_defaults() -> None:
     [
         ("mnist", {}, (4, 1024, 4, 4)),
         ("mnist", {"latent_size": "8"}, (8, 0, 4, 4)),
-        ("mnist", {"latent_size": "8", "prior_samples": "16"}, (8, 16, 4, 4)),
+        ("mnist", {"latent_size": "8", "prior_samples": "16"}, (4, 16, 4, 4)),
+        ("mnist", {"prior_samples": "0"}, (8, 0, 4, 4)),
         ("mnist_semi", {}, (8, 512, 4, 1)),
         ("mnist_semi", {"samples": "3"}, (3, 512, 4, 1)),
         ("mnist_semi", {"objective": "elbo"}, (1, 0, 1, 1)),

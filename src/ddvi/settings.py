@@ -297,9 +297,10 @@ def _layers(dataset: str, method: str, prior: str, semi: bool, values: Mapping[s
     usual = OBJECTIVE_DEFAULTS.get(objective, {})
     if semi:
         usual = usual | LABELLED_OBJECTIVE_DEFAULTS.get(objective, {})
-    if "prior_samples" in usual and values.get("latent_size", FIELDS["latent_size"].default) > 2:
-        # Where the posterior is a small part of the space, none of the prior's draws would hit it.
-        usual = usual | {"prior_samples": 0, "samples": 8}
+    if values.get("latent_size", FIELDS["latent_size"].default) > 2:
+        usual = usual | {"prior_samples": 0}  # where the posterior is a small part of the space, none would hit it
+    if objective == "reweighted_wake_sleep" and not values.get("prior_samples", usual["prior_samples"]):
+        usual = usual | {"samples": 8}  # nothing but these finds the posterior
     return usual | chosen | layers, objective
 
 
