@@ -145,8 +145,6 @@ def test_draws_of_reweighted_wake_sleep_are_chosen_by_what_they_cost_and_hit(
 def test_a_study_gives_every_method_the_same_passes() -> None:
     of = {method: resolve("mnist", method, "pinwheel", {"preset": "study"}) for method in METHODS}
     assert {(settings.epochs, settings.hidden_size) for settings in of.values()} == {(16, 500)}
-    slowest = of["ddvi"].epochs * (60_000 - of["ddvi"].validation) / 4400  # examples a second of DDVI on 2 cores
-    assert slowest + 40 < 0.9 * 300, "five minutes with evaluation, and a margin"
     assert (
         resolve("digits", "vae", "pinwheel", {"preset": "study"}).epochs == resolve("digits", "vae", "pinwheel").epochs
     )
