@@ -1,7 +1,9 @@
 """Objectives against their definitions, recomputed by hand under the same random state."""
 
+import gc
 import itertools
 import math
+import weakref
 from functools import partial
 
 import pytest
@@ -348,3 +350,30 @@ def test_a_model_that_has_overflown_has_a_loss_that_says_so(objective):
 def test_a_weight_that_is_no_number_loses_to_any_that_is():
     log_weight = torch.tensor([[math.nan, -math.inf, 0.0], [math.nan, -1e4, math.nan], [math.nan] * 3])
     assert choose(log_weight.T)[:2].tolist() == [2, 1]
+
+
+def test_the_graph_of_a_path_gradient_is_freed():
+    """The hook on the path must not hold the graph that holds it: collecting cycles doesn't see into it."""
+
+    class Token:
+        pass
+
+    class Watched(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, value, tokens):
+            ctx.token = tokens.pop()
+            return value.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient, None
+
+    model, batch = make_model("diffusion"), make_batch()
+    log_prob, tokens = model.likelihood.log_prob, [Token()]
+    seen = weakref.ref(tokens[0])
+    model.likelihood.log_prob = lambda x, z: Watched.apply(log_prob(x, z), tokens)
+    update = next(ImportanceWeighted(samples=3, path_gradient=True).updates(model, batch))
+    assert seen() is not None
+    del update
+    gc.collect()
+    assert seen() is None

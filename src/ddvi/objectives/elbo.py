@@ -177,14 +177,17 @@ class ImportanceWeighted(DataObjective):
         view = model.view(x, label)
         kl_weight = risen(self.kl_weight, self.kl_rise, progress)
 
+        share = view.features.new_zeros(())
+
         def weigh(gradient: Tensor) -> Tensor:
             # The bound has weighed it by the draw's share, and log q's own gradient is the rest of a second time.
-            share = log_weight.detach().flatten(0, -2).softmax(0).view_as(log_weight)
             return gradient * (1 - kl_weight * (1 - share))[..., None]
 
         draw = _draw(model.posterior, view.features, self.samples, self.path_gradient, weigh)
         weights = model.weigh(x, draw, view.label)
         log_weight = weights.log_weight(kl_weight, self.prior_weight)
+        # Without its graph, which would hold the hook that holds it, and never be freed.
+        share = log_weight.detach().flatten(0, -2).softmax(0).view_as(log_weight)
         bound = log_weight.logsumexp(0) - math.log(self.samples)
         terms = bound_terms(view, weights)
         if view.log_label is None or not view.summed:
