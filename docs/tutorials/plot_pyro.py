@@ -70,7 +70,7 @@ def mines() -> None:
 
 def fit(guide: AutoGuide, steps: int = 600) -> float:
     """Train a guide, and return its bound."""
-    optimizer = ClippedAdam({"lr": 0.02, "lrd": 0.02 ** (1 / steps)})
+    optimizer = ClippedAdam({"lr": 0.01, "lrd": 0.02 ** (1 / steps)})
     svi = SVI(mines, guide, optimizer, Trace_ELBO(num_particles=4))
     for _ in range(steps):
         svi.step()
