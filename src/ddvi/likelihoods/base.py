@@ -85,7 +85,8 @@ class ExponentialFamily(Likelihood):
     def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
         parameters = self.natural(z)
         statistics, log_base = self.statistics(x)
-        fit = torch.einsum("bf,...bf->...b", statistics, parameters)
+        # A product of matrices for each example would be slow, above all its gradient: there are few draws of each.
+        fit = (statistics * parameters).sum(-1)
         return fit - self.log_partition(parameters) + log_base
 
     def pairwise_log_prob(self, x: Tensor, z: Tensor) -> Tensor:
