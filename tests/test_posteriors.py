@@ -25,6 +25,7 @@ from ddvi.posteriors.prior_denoiser import PriorDenoiser
 from ddvi.posteriors.spline import SplinePosterior
 from ddvi.posteriors.transformed import TransformedPosterior
 from ddvi.priors import make_prior
+from ddvi.randomness import seeded
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -488,6 +489,16 @@ def test_guidance_without_an_exponential_family_or_full_covariances_is_refused()
     guidance = Guidance(BernoulliLikelihood(nn.Linear(2, 3), shape))
     with pytest.raises(InputError, match="use covariance=full"):
         perturbed("diffusion", guidance=guidance, covariance="diagonal")
+
+
+@pytest.mark.parametrize("latent_size", [2, 3, 4])
+def test_a_wild_chain_stays_a_number_in_single_precision(latent_size):
+    with seeded(0, "wild chain"):
+        posterior = DiffusionPosterior(nn.Linear(6, 8), latent_size, steps=5)
+        nn.init.normal_(posterior.denoiser.exit.weight, std=2.0)
+        draw = posterior(torch.randn(50, 6)).draw((40,))
+    assert torch.isfinite(draw.path).all()
+    assert torch.isfinite(draw.log_ratio).all()
 
 
 def test_every_variance_has_its_floor():

@@ -35,8 +35,12 @@ class DiagonalGaussian(NamedTuple):
 
     def draw(self, sample_shape: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
         """A reparameterised draw (*sample_shape, *, D) and its log density."""
-        z = self.sample(sample_shape)
-        return z, self.log_prob(z)
+        noise = normal(self.mean, sample_shape)
+        return self.transform(noise), self.drawn_log_prob(noise)
+
+    def drawn_log_prob(self, noise: Tensor) -> Tensor:
+        """Log density of what `transform` makes of noise, (*S, *), in nats: exact however narrow the Gaussian is."""
+        return -0.5 * (noise**2 + self.variance.log() + _LOG_TWO_PI).sum(-1)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density of z (*, D): (*,), in nats."""
@@ -77,8 +81,12 @@ class FullGaussian(NamedTuple):
 
     def draw(self, sample_shape: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
         """A reparameterised draw (*sample_shape, *, D) and its log density."""
-        z = self.sample(sample_shape)
-        return z, self.log_prob(z)
+        noise = normal(self.mean, sample_shape)
+        return self.transform(noise), self.drawn_log_prob(noise)
+
+    def drawn_log_prob(self, noise: Tensor) -> Tensor:
+        """Log density of what `transform` makes of noise, (*S, *), in nats: exact however narrow the Gaussian is."""
+        return standard_log_prob(noise) - self._log_determinant()
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density of z (*, D): (*,), in nats."""
@@ -107,15 +115,21 @@ class FullGaussian(NamedTuple):
 
     def mapped(self, factor: Tensor, shift: Tensor | float, noise: Tensor) -> Self:
         """The law of factor · z + shift + ε, ε ~ N(0, noise I); factor and noise broadcastable to (*, 1)."""
-        # The Cholesky factor of factor² L Lᵀ + noise · I, entry by entry.
-        scaled, rows = self._replace(entries=factor * self.entries)._rows(), list[list[Tensor]]()
-        for i, entries in enumerate(scaled):
-            row: list[Tensor] = []
-            for j in range(i):
-                product = _dot(entries, scaled[j])
-                row.append((product - _dot(row, rows[j]) if j else product) / rows[j][j])
-            square = _dot(entries, entries) + noise.squeeze(-1)
-            rows.append([*row, (square - _dot(row, row) if row else square).sqrt()])
+        # Rotations make a triangle of [factor L, √noise I] by sums of squares alone. Cholesky's algorithm subtracts
+        # them, and of a narrow slanting Gaussian less than nothing may be left in single precision.
+        rows = [list(row) for row in self._replace(entries=factor * self.entries)._rows()]
+        # No noise has no slope at its root, but then nothing depends on it.
+        root, size = noise.squeeze(-1).clamp_min(torch.finfo(noise.dtype).tiny).sqrt(), len(rows)
+        columns: list[list[Tensor]] = []
+        for j in range(size):
+            columns.append([root if i == j else torch.zeros_like(root) for i in range(size)])
+            for column in reversed(columns):
+                length = torch.hypot(rows[j][j], column[j])
+                cosine, sine = rows[j][j] / length, column[j] / length
+                rows[j][j] = length
+                for i in range(j + 1, size):
+                    along, across = rows[i][j], column[i]
+                    rows[i][j], column[i] = cosine * along + sine * across, cosine * across - sine * along
         entries = torch.stack([entry for row in rows for entry in row], -1)
         return self._replace(mean=factor * self.mean + shift, entries=entries)
 

@@ -216,12 +216,14 @@ class Posterior(nn.Module, abc.ABC):
             sample_shape: as in `Conditional.draw`.
             weigh: what the gradient of the path becomes before it reaches q's parameters.
         """
-        path = self.condition(features).draw(sample_shape).path
+        _, log_ratio, path = self.condition(features).draw(sample_shape)
         if weigh is not None:
             path = path.view_as(path)
             if path.requires_grad:
                 path.register_hook(weigh)
-        return Draw(path[0], self._stopped_log_ratio(features, path), path)
+        score = self._stopped_log_ratio(features, path)
+        # A draw knows its score better than who finds it out from where it went.
+        return Draw(path[0], score + (log_ratio - score).detach(), path)
 
     def _stopped_log_ratio(self, features: Tensor, path: Tensor) -> Tensor:
         scorer = _Scorer(self)

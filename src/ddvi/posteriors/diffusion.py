@@ -44,6 +44,7 @@ from ddvi.priors import Prior
 from ddvi.randomness import draw
 
 _LARGEST_LOG_FACTOR = 6.0  # of a variance against its anchor: e^±6 either way
+_LARGEST_COUPLING = 20.0  # e³, as far as a standard deviation may go: single precision follows no narrower slant
 _ROWS_AT_ONCE = 2560  # draws × levels that are differentiated together: what stays in a processor's cache is fastest
 _JACOBIANS_UP_TO = 4  # latent dimensions: a pass for each of them is cheaper than T small ones
 
@@ -125,13 +126,13 @@ class DiffusionConditional(Conditional):
 
     def draw(self, sample_shape: tuple[int, ...] = ()) -> Draw:
         if torch.is_grad_enabled() and not self.posterior.plain_gradient:
-            path, log_q = self._linked(sample_shape)
+            path, log_q, noise = self._linked(sample_shape)
         else:
-            latents, steps, _ = zip(*self._run(sample_shape), strict=True)
+            latents, laws, (noise, *noises) = zip(*self._run(sample_shape), strict=True)
             path = torch.stack(latents[::-1])
             # Scored after the chain, all steps at once.
-            log_q = stack(steps[:0:-1]).log_prob(path[:-1])
-        return Draw(path[0], self.start.log_prob(path[-1]) + log_q.sum(0) - self.noise.log_prob(path), path)
+            log_q = stack(laws[1:]).drawn_log_prob(torch.stack(noises))
+        return Draw(path[0], self.start.drawn_log_prob(noise) + log_q.sum(0) - self.noise.log_prob(path), path)
 
     def _run(self, sample_shape: tuple[int, ...]) -> Iterator[tuple[Tensor, Gaussian, Tensor]]:
         """Draw z_T … z_0, one after the other, each with its law and the standard normal noise that made it."""
@@ -148,8 +149,8 @@ class DiffusionConditional(Conditional):
             z = law.transform(noise)
             yield z, law, noise
 
-    def _linked(self, sample_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """The path (1 + T, …, D) and log q of its steps (T, …), with the gradient of the whole chain.
+    def _linked(self, sample_shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """The path (1 + T, …, D), log q of its steps (T, …), with the gradient of the whole chain, and z_T's noise.
 
         The chain is drawn without gradient. Then the steps are taken again from where it went, many at once, and linked
         by the chain rule with the Jacobian of each.
@@ -162,16 +163,15 @@ class DiffusionConditional(Conditional):
         for first in range(1, self.noise.steps + 1, at_once):
             t = slice(first, min(first + at_once, self.noise.steps + 1))
             came_from = torch.stack(latents[t]).requires_grad_()
-            steps = self.step(came_from, t)
-            went_to = steps.transform(torch.stack(noises[t.start - 1 : t.stop - 1]))
-            log_q = steps.log_prob(went_to)
+            steps, noise = self.step(came_from, t), torch.stack(noises[t.start - 1 : t.stop - 1])
+            went_to, log_q = steps.transform(noise), steps.drawn_log_prob(noise)
             outputs = [*went_to.unbind(-1), log_q]
             slopes = (torch.autograd.grad(out.sum(), came_from, retain_graph=True)[0] for out in outputs)
             parts.append((went_to, log_q, *slopes))
         went_to, log_q, *jacobian, slope = map(torch.cat, zip(*parts, strict=True))
         top = self.start.transform(noises[-1])
         linked: Any = Linked.apply(torch.cat([went_to, top[None]]), log_q, torch.stack(jacobian), slope)
-        return linked
+        return *linked, noises[-1]
 
     def log_ratio(self, path: Tensor) -> Tensor:
         steps = self.step(path[1:], self.every).log_prob(path[:-1]).sum(0)
@@ -355,6 +355,7 @@ class DiffusionPosterior(Posterior):
         scale = (known.scale * factor).clamp_min(VARIANCE_FLOOR**0.5)
         if not self.full:
             return DiagonalGaussian(mean, scale**2)
+        coupling = _LARGEST_COUPLING * torch.tanh(coupling / _LARGEST_COUPLING)
         plain = FullGaussian(mean, packed(scale, coupling * known.scale[..., self.rows]))
         below = t if isinstance(t, int) else t.start if isinstance(t, slice) else 1
         if self.guidance is None or statistics is None or below > 1:
