@@ -122,14 +122,14 @@ class FullGaussian(NamedTuple):
         root, size = noise.squeeze(-1).clamp_min(torch.finfo(noise.dtype).tiny).sqrt(), len(rows)
         columns: list[list[Tensor]] = []
         for j in range(size):
-            columns.append([root if i == j else torch.zeros_like(root) for i in range(size)])
-            for column in reversed(columns):
-                length = torch.hypot(rows[j][j], column[j])
-                cosine, sine = rows[j][j] / length, column[j] / length
-                rows[j][j] = length
+            columns.insert(0, [root if i == j else torch.zeros_like(root) for i in range(size)])
+            for column in columns:
+                top, other = rows[j][j], column[j]
+                length = rows[j][j] = torch.hypot(top, other)
                 for i in range(j + 1, size):
                     along, across = rows[i][j], column[i]
-                    rows[i][j], column[i] = cosine * along + sine * across, cosine * across - sine * along
+                    rows[i][j] = (top * along + other * across) / length
+                    column[i] = (top * across - other * along) / length
         entries = torch.stack([entry for row in rows for entry in row], -1)
         return self._replace(mean=factor * self.mean + shift, entries=entries)
 

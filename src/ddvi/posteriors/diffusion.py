@@ -72,6 +72,12 @@ class _Steps(NamedTuple):
         offset = sigma**2 / total * anchor.mean
         return cls(gain, offset, anchor.variance.sqrt() * sigma * rate, rate, -alpha * rate * anchor.mean, levels)
 
+    def unbind(self) -> list[Self]:
+        """Level by level, where they are stacked in front."""
+        levels = [Levels(*each) for each in zip(*(value.unbind() for value in self.levels), strict=True)]
+        parts = (value.unbind() for value in self[:-1])
+        return [type(self)(*each, level) for *each, level in zip(*parts, levels, strict=True)]
+
 
 @final
 class DiffusionConditional(Conditional):
@@ -141,11 +147,12 @@ class DiffusionConditional(Conditional):
         noise = normal(law.mean, sample_shape)
         z = law.transform(noise)
         yield z, law, noise
+        axes = self.anchor.mean.dim() - 1
+        known = _Steps.of(self.anchor, self.noise.at(self.every, axes)).unbind()
         for t in range(self.noise.steps, 0, -1):
-            known = _Steps.of(self.anchor, self.noise.at(t))
             levels = [bias[t - 1] for bias in biases]
-            prediction = self.posterior.predict(z, t, known, levels, self.context, self.statistics)
-            law, noise = self.noise.step_back(prediction, z, known.levels), normal(z)
+            prediction = self.posterior.predict(z, t, known[t - 1], levels, self.context, self.statistics)
+            law, noise = self.noise.step_back(prediction, z, known[t - 1].levels), normal(z)
             z = law.transform(noise)
             yield z, law, noise
 
