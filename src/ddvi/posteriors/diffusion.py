@@ -75,8 +75,8 @@ class _Steps(NamedTuple):
     def unbind(self) -> list[Self]:
         """Level by level, where they are stacked in front."""
         levels = [Levels(*each) for each in zip(*(value.unbind() for value in self.levels), strict=True)]
-        parts: Any = zip(*(value.unbind() for value in self[:-1]), strict=True)
-        return [type(self)(*each, level) for each, level in zip(parts, levels, strict=True)]
+        every = zip(*(value.unbind() for value in self[:-1]), levels, strict=True)
+        return [self._replace(**dict(zip(self._fields, each, strict=True))) for each in every]
 
 
 @final
