@@ -40,6 +40,7 @@ from pyro.infer.autoguide import (
     init_to_sample,
 )
 from pyro.infer.reparam import LocScaleReparam
+from pyro.optim.clipped_adam import ClippedAdam
 from torch import Tensor
 from torch.distributions import biject_to
 
@@ -170,15 +171,20 @@ def distance(x: Tensor, y: Tensor) -> float:
     return math.sqrt(max(0.0, float(2 * torch.cdist(x, y).mean() - within)))
 
 
-def learn(name: str, case: Case, steps: int, particles: int, lr: float, seed: int) -> Any:
-    """A guide that has been trained."""
+def learn(name: str, case: Case, steps: int, particles: int, lr: float, warmup: int, seed: int) -> Any:
+    """A guide that has been trained: the rate rises over `warmup` steps and decays to a fiftieth over all of them."""
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
     guide = GUIDES[name](case.model, init_loc_fn=case.init_loc_fn, init_scale=case.init_scale)
-    optimizer = pyro.optim.ClippedAdam({"lr": lr, "lrd": 0.02 ** (1 / steps)})
+
+    def share(step: int) -> float:
+        return min(1.0, (step + 1) / max(1, warmup)) * 0.02 ** (step / steps)
+
+    optimizer = pyro.optim.LambdaLR({"optimizer": ClippedAdam, "optim_args": {"lr": lr}, "lr_lambda": share})
     svi = SVI(case.model, guide, optimizer, Trace_ELBO(particles, vectorize_particles=True, max_plate_nesting=0))
     for _ in range(steps):
         svi.step()
+        optimizer.step()
     return guide
 
 
@@ -200,6 +206,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--particles", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-2)
+    parser.add_argument("--warmup", type=int, default=0, metavar="STEPS", help="in which the rate rises")
     parser.add_argument("--nuts", type=int, default=4000, help="draws of a NUTS run, after half as many to warm up")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED", help="a training for each")
     parser.add_argument("--json", action="store_true", help="a line of JSON for each row")
@@ -220,7 +227,7 @@ def main(arguments: list[str] | None = None) -> None:
                 started = time.monotonic()
                 found = []
                 for seed in options.seeds:
-                    guide = learn(name, case, options.steps, options.particles, options.lr, seed)
+                    guide = learn(name, case, options.steps, options.particles, options.lr, options.warmup, seed)
                     found.append(measure(guide, case, first))
                 row = {key: [values[key] for values in found] for key in found[0]}
                 row |= {"model": model_name, "guide": name, "seconds": (time.monotonic() - started) / len(found)}
