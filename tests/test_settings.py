@@ -118,7 +118,7 @@ def test_deviations_are_what_a_user_would_write(method: str, preset: str) -> Non
 
 def test_another_objective_is_one_deviation_with_its_own_defaults() -> None:
     settings = resolve("mnist", "vae", "pinwheel", {"objective": "reweighted_wake_sleep"})
-    assert settings.samples == 2
+    assert settings.samples == 4
     assert deviations(settings) == {"objective": "reweighted_wake_sleep"}
     assert deviations(resolve("mnist", "ddvi", "pinwheel", {"objective": "reweighted_wake_sleep"})) == {}
 
@@ -126,9 +126,9 @@ def test_another_objective_is_one_deviation_with_its_own_defaults() -> None:
 @pytest.mark.parametrize(
     ("dataset", "given", "expected"),
     [
-        ("mnist", {}, (2, 1024, 2, 2)),
+        ("mnist", {}, (4, 1024, 4, 4)),
         ("mnist", {"latent_size": "8"}, (8, 0, 4, 4)),
-        ("mnist", {"latent_size": "8", "prior_samples": "16"}, (2, 16, 2, 2)),
+        ("mnist", {"latent_size": "8", "prior_samples": "16"}, (4, 16, 4, 4)),
         ("mnist", {"prior_samples": "0"}, (8, 0, 4, 4)),
         ("mnist_semi", {}, (8, 512, 4, 1)),
         ("mnist_semi", {"samples": "3"}, (3, 512, 4, 1)),

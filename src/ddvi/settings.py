@@ -16,11 +16,11 @@ from ddvi.methods import ALIASES, METHODS, PAPER
 OBJECTIVE_DEFAULTS: dict[str, dict[str, Any]] = {
     "importance_weighted": {"samples": 8},
     "wake_sleep": {"sleep_levels": 1},
-    "reweighted_wake_sleep": {"samples": 2, "prior_samples": 1024, "resampled": 2, "decoded": 2, "sleep_weight": 0.3},
+    "reweighted_wake_sleep": {"samples": 4, "prior_samples": 1024, "resampled": 4, "decoded": 4, "sleep_weight": 0.3},
     "marginal_likelihood": {"samples": 2000},
 }
 LABELLED_OBJECTIVE_DEFAULTS: dict[str, dict[str, Any]] = {
-    "reweighted_wake_sleep": {"samples": 8, "prior_samples": 512, "resampled": 4, "decoded": 1}
+    "reweighted_wake_sleep": {"samples": 8, "prior_samples": 512, "decoded": 1}
 }
 """What differs where labels are learnt too: that with which the other settings of it were chosen."""
 _BOUND = ("samples", "kl_weight", "kl_rise", "prior_weight")
@@ -89,15 +89,15 @@ class Settings:
         "auto", "what training maximises; auto takes the method's own", choices=("auto", *OBJECTIVES)
     )
     samples: int = setting(
-        1, "K, draws per example in training; 8 where they are weighed, 2 beside draws of the prior", minimum=1
+        1, "K, draws per example in training; 8 where they are weighed, 4 beside draws of the prior", minimum=1
     )
     prior_samples: int = setting(
         0, "draws of the prior that a batch shares; 1,024 in reweighted_wake_sleep where D is 1 or 2", minimum=0
     )
     resampled: int = setting(
-        1, "of all draws those that the posterior learns from; 2 in reweighted_wake_sleep", minimum=1
+        1, "of all draws those that the posterior learns from; 4 in reweighted_wake_sleep", minimum=1
     )
-    decoded: int = setting(1, "of those, at most, that the decoder learns from; 2 in reweighted_wake_sleep", minimum=1)
+    decoded: int = setting(1, "of those, at most, that the decoder learns from; 4 in reweighted_wake_sleep", minimum=1)
     kl_weight: float = setting(1.0, "weight of the divergence in training; 1 is the bound", minimum=0)
     kl_rise: float = setting(0.0, "share of training over which kl_weight rises linearly from 0", minimum=0, maximum=1)
     prior_weight: float = setting(1.0, "weight of log p(z) beside the rest of the divergence", minimum=0)
@@ -300,7 +300,7 @@ def _layers(dataset: str, method: str, prior: str, semi: bool, values: Mapping[s
     if values.get("latent_size", FIELDS["latent_size"].default) > 2:
         usual = usual | {"prior_samples": 0}  # where the posterior is a small part of the space, none would hit it
     if objective == "reweighted_wake_sleep" and not values.get("prior_samples", usual["prior_samples"]):
-        usual = usual | {"samples": 8, "resampled": 4, "decoded": 4}  # nothing but these finds the posterior
+        usual = usual | {"samples": 8}  # nothing but these finds the posterior
     return usual | chosen | layers, objective
 
 
