@@ -115,8 +115,8 @@ class FullGaussian(NamedTuple):
 
     def mapped(self, factor: Tensor, shift: Tensor | float, noise: Tensor) -> Self:
         """The law of factor · z + shift + ε, ε ~ N(0, noise I); factor and noise broadcastable to (*, 1)."""
-        # Rotations make a triangle of [factor L, √noise I] by sums of squares alone. Cholesky's algorithm subtracts
-        # them, and of a narrow slanting Gaussian less than nothing may be left in single precision.
+        # Givens rotations make a triangle of [factor L, √noise I] by sums of squares alone. Cholesky's algorithm
+        # subtracts them, and of a narrow slanting Gaussian less than nothing may be left in single precision.
         rows = [list(row) for row in self._replace(entries=factor * self.entries)._rows()]
         # No noise has no slope at its root, but then nothing depends on it.
         root, size = noise.squeeze(-1).clamp_min(torch.finfo(noise.dtype).tiny).sqrt(), len(rows)

@@ -165,7 +165,7 @@ class Settings:
     overwrite: bool = setting(False, "start anew over what the folder holds")
     preset: str = setting(
         "default",
-        "paper takes the settings of the paper's code, study 5 minutes a run of MNIST on 2 cores",
+        "paper takes the settings of the paper's code, study 16 passes over MNIST",
         choices=("default", "paper", "study"),
     )
 
