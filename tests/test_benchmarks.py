@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -247,6 +248,20 @@ def test_guides_are_compared(bench: SimpleNamespace, capsys: pytest.CaptureFixtu
     assert [row["guide"] for row in rows] == ["exact", *script.GUIDES, "NUTS", *script.GUIDES]
     assert all(math.isfinite(value) for row in rows for value in row["distance"])
     assert all(math.isfinite(value) for row in rows if row["guide"] in script.GUIDES for value in row["elbo"])
+
+
+def test_a_guide_begins_at_the_best_of_its_starts(bench: SimpleNamespace) -> None:
+    pytest.importorskip("pyro")
+    script = importlib.import_module("pyro_guides")
+
+    def bound(starts: int, seed: int) -> float:
+        case = replace(script.CASES["regression"], starts=starts)
+        with ddvi.seeded(0, "guides"):
+            guide = script.learn("AutoNormal", case, steps=1, particles=16, lr=0.0, warmup=0, seed=seed)
+            return -script.Trace_ELBO(1000, vectorize_particles=True, max_plate_nesting=0).loss(case.model, guide)
+
+    singles = sorted(bound(1, seed) for seed in range(12))
+    assert singles[0] + 10 < singles[-2] < bound(12, 0) + 1
 
 
 @pytest.mark.parametrize(("name", "x"), [("two_moons", (0.2, 1.35)), ("gaussian_mixture", (9.5, -3.0))])
