@@ -195,6 +195,32 @@ def test_draws_of_the_prior_that_the_batch_shares_compete_with_those_of_the_post
     assert_loss(update, decoder / len(z[:decoded]) + wake + 0.3 * sleep)
 
 
+@posteriors
+@pytest.mark.parametrize("progress", [0.0, 0.5])
+def test_the_log_variance_loss_rises_beside_the_rest_and_far_draws_count_less(name, progress):
+    model, batch = make_model(name), make_batch(progress)
+    with torch.no_grad():
+        model.likelihood.decoder.weight.mul_(6)  # for log weights that are more than 10 nats apart
+    (plain,) = losses(ReweightedWakeSleep(samples=5), model, batch)
+    (update,) = losses(ReweightedWakeSleep(samples=5, variance_weight=0.3), model, batch)
+    model.fantasise(7)
+    with torch.no_grad():
+        draw = model.posterior(batch.x).draw((5,))
+    deviation = log_weight(model, batch.x, draw._replace(log_ratio=model.posterior(batch.x).log_ratio(draw.path)))
+    deviation = deviation - deviation.mean(0)
+    far = deviation.abs() > 10
+    assert 0 < far.sum() < far.numel(), "the test has lost its power"
+    loss = torch.where(far, 10 * deviation.abs() - 50, deviation.square() / 2).sum(0) / 4
+    assert_loss(update, plain.loss + 0.3 * progress * loss)
+    added = gradients(update.loss - plain.loss, model.posterior)
+    by_hand = torch.autograd.grad((0.3 * progress * loss).mean(), list(model.posterior.parameters()), allow_unused=True)
+    for one, other in zip(added, by_hand, strict=True):
+        torch.testing.assert_close(one if one is not None else other, other, atol=1e-9, rtol=1e-9)
+    pairs = zip(*(gradients(each.loss, model.likelihood) for each in (update, plain)), strict=True)
+    for one, other in pairs:  # the decoder doesn't learn to make draws alike
+        torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-10)
+
+
 @pytest.mark.parametrize(("samples", "prior_samples"), [(300, 0), (1, 3000)])
 def test_what_is_resampled_is_a_draw_of_the_exact_posterior(samples, prior_samples):
     """The mean of z* under a posterior that is much too broad, for one example many times."""

@@ -126,20 +126,21 @@ def test_another_objective_is_one_deviation_with_its_own_defaults() -> None:
 @pytest.mark.parametrize(
     ("dataset", "given", "expected"),
     [
-        ("mnist", {}, (4, 1024, 4, 4)),
-        ("mnist", {"latent_size": "8"}, (8, 0, 4, 4)),
-        ("mnist", {"latent_size": "8", "prior_samples": "16"}, (4, 16, 4, 4)),
-        ("mnist", {"prior_samples": "0"}, (8, 0, 4, 4)),
-        ("mnist_semi", {}, (8, 512, 4, 1)),
-        ("mnist_semi", {"samples": "3"}, (3, 512, 4, 1)),
-        ("mnist_semi", {"objective": "elbo"}, (1, 0, 1, 1)),
+        ("mnist", {}, (4, 1024, 4, 4, 0.25)),
+        ("mnist", {"latent_size": "8"}, (8, 0, 4, 4, 0.25)),
+        ("mnist", {"latent_size": "8", "prior_samples": "16"}, (4, 16, 4, 4, 0.25)),
+        ("mnist", {"prior_samples": "0"}, (8, 0, 4, 4, 0.25)),
+        ("mnist_semi", {}, (8, 512, 4, 1, 0)),
+        ("mnist_semi", {"samples": "3"}, (3, 512, 4, 1, 0)),
+        ("mnist_semi", {"objective": "elbo"}, (1, 0, 1, 1, 0)),
     ],
 )
 def test_draws_of_reweighted_wake_sleep_are_chosen_by_what_they_cost_and_hit(
-    dataset: str, given: dict[str, str], expected: tuple[int, ...]
+    dataset: str, given: dict[str, str], expected: tuple[float, ...]
 ) -> None:
     found = resolve(dataset, "ddvi_semi" if dataset.endswith("_semi") else "ddvi", "pinwheel", given)
-    assert (found.samples, found.prior_samples, found.resampled, found.decoded) == expected
+    names = ("samples", "prior_samples", "resampled", "decoded", "variance_weight")
+    assert tuple(getattr(found, name) for name in names) == expected
 
 
 def test_a_study_gives_every_method_the_same_passes() -> None:

@@ -93,7 +93,7 @@ def test_stored_studies_and_files(tmp_path: Path) -> None:
         "mnist_same_objective": 50,
         "mnist_limit": 3,
         "mnist_frozen_decoder": 30,
-        "mnist_ablations": 38,
+        "mnist_ablations": 40,
         "mnist_equal_time": 18,
     }
     for name in study.stored():

@@ -168,7 +168,8 @@ def make_objective(settings: Settings) -> Objective:
         case "wake_sleep":
             return WakeSleep(elbo, settings.sleep_steps, settings.sleep_weight, levels, settings.fantasies)
         case "reweighted_wake_sleep":
-            names = ("samples", "sleep_weight", "label_rate", "fantasies", "prior_samples", "resampled", "decoded")
+            names = ("samples", "prior_samples", "resampled", "decoded", "label_rate", "fantasies", "sleep_weight")
+            names = (*names, "variance_weight")
             return ReweightedWakeSleep(levels=levels, **{name: getattr(settings, name) for name in names})
         case "marginal_likelihood":
             return MarginalLikelihood(settings.samples, levels)

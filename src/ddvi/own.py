@@ -50,7 +50,7 @@ def settings_of(
     for name in given:
         check_name("setting of this posterior and objective", name, sorted(allowed))
     # Draws of the prior help for a small D alone, which isn't known yet.
-    options = {"hidden_size": _HIDDEN_SIZE, "prior_samples": 0, **given, "objective": named}
+    options = {"hidden_size": _HIDDEN_SIZE, "prior_samples": 0, "variance_weight": 0.0, **given, "objective": named}
     return resolve("mnist", method, "gaussian", options)  # which has the general defaults
 
 

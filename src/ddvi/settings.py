@@ -16,11 +16,18 @@ from ddvi.methods import ALIASES, METHODS, PAPER
 OBJECTIVE_DEFAULTS: dict[str, dict[str, Any]] = {
     "importance_weighted": {"samples": 8},
     "wake_sleep": {"sleep_levels": 1},
-    "reweighted_wake_sleep": {"samples": 4, "prior_samples": 1024, "resampled": 4, "decoded": 4, "sleep_weight": 0.3},
+    "reweighted_wake_sleep": {
+        "samples": 4,
+        "prior_samples": 1024,
+        "resampled": 4,
+        "decoded": 4,
+        "sleep_weight": 0.3,
+        "variance_weight": 0.25,
+    },
     "marginal_likelihood": {"samples": 2000},
 }
 LABELLED_OBJECTIVE_DEFAULTS: dict[str, dict[str, Any]] = {
-    "reweighted_wake_sleep": {"samples": 8, "prior_samples": 512, "decoded": 1}
+    "reweighted_wake_sleep": {"samples": 8, "prior_samples": 512, "decoded": 1, "variance_weight": 0.0}
 }
 """What differs where labels are learnt too: that with which the other settings of it were chosen."""
 _BOUND = ("samples", "kl_weight", "kl_rise", "prior_weight")
@@ -29,7 +36,10 @@ OBJECTIVE_SETTINGS: dict[str, tuple[str, ...]] = {
     "elbo": (*_BOUND, "label_rate", "path_gradient"),
     "importance_weighted": (*_BOUND, "label_rate", "path_gradient"),
     "wake_sleep": (*_BOUND, "label_rate", "path_gradient", *_SLEEP, "sleep_steps"),
-    "reweighted_wake_sleep": ("samples", "prior_samples", "resampled", "decoded", "label_rate", *_SLEEP),
+    "reweighted_wake_sleep": (
+        *("samples", "prior_samples", "resampled", "decoded", "variance_weight", "label_rate"),
+        *_SLEEP,
+    ),
     "marginal_likelihood": ("samples", "sleep_levels"),
     "adversarial": ("adversarial_weight",),
 }
@@ -98,6 +108,9 @@ class Settings:
         1, "of all draws those that the posterior learns from; 4 in reweighted_wake_sleep", minimum=1
     )
     decoded: int = setting(1, "of those, at most, that the decoder learns from; 4 in reweighted_wake_sleep", minimum=1)
+    variance_weight: float = setting(
+        0.0, "of the log-variance loss, up to which it rises; 0.25 in reweighted_wake_sleep without labels", minimum=0
+    )
     kl_weight: float = setting(1.0, "weight of the divergence in training; 1 is the bound", minimum=0)
     kl_rise: float = setting(0.0, "share of training over which kl_weight rises linearly from 0", minimum=0, maximum=1)
     prior_weight: float = setting(1.0, "weight of log p(z) beside the rest of the divergence", minimum=0)

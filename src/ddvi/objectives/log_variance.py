@@ -17,10 +17,19 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
+from torch import Tensor
 
 from ddvi.errors import InputError
 from ddvi.model import LatentVariableModel
 from ddvi.objectives.base import Batch, Objective, Update
+from ddvi.posteriors.base import Conditional, Draw
+
+
+def deviations(conditional: Conditional, draw: Draw, log_weight: Tensor) -> Tensor:
+    """log w_k (K, B) of draws held fixed, less its mean over them, both with the gradient of −log q alone."""
+    score = conditional.log_ratio(draw.path)
+    log_weight = log_weight + (score.detach() - score)
+    return log_weight - log_weight.mean(0)
 
 
 @final
@@ -51,7 +60,6 @@ class LogVariance(Objective):
         conditional = model.posterior(batch.x)
         with torch.no_grad():
             draw = conditional.draw((self.samples,))
-            weights = model.weigh(batch.x, draw)
-        log_weight = weights._replace(log_ratio=conditional.log_ratio(draw.path)).log_weight()
-        loss = 0.5 * log_weight.var(0)
+            log_weight = model.weigh(batch.x, draw).log_weight()
+        loss = 0.5 * deviations(conditional, draw, log_weight).square().sum(0) / (self.samples - 1)
         yield Update(("posterior",), loss, {"log_variance": loss, "negative_bound": -log_weight.mean(0)})

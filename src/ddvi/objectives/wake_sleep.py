@@ -17,12 +17,16 @@ from typing import final
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ddvi.model import Fantasies, LatentVariableModel, View
 from ddvi.objectives.base import Batch, DataObjective, Objective, Update, data_update
 from ddvi.objectives.elbo import ELBO, bound_terms, cross_entropy, damped
+from ddvi.objectives.log_variance import deviations
 from ddvi.objectives.prior_draws import PriorDraws
 from ddvi.randomness import choose, resample
+
+_LARGEST_DEVIATION = 10.0  # nats: log weights have heavy tails, and one draw would outweigh its batch
 
 
 def sleep_loss(model: LatentVariableModel, fantasies: Fantasies, levels: int | None) -> Tensor:
@@ -128,9 +132,14 @@ class ReweightedWakeSleep(DataObjective):
         decoder:    log p_θ(x | z*), the mean over the first of them, as many as `decoded`
         posterior:  E_r[ log q(z*, a|x) − log r(a|z*) ], the mean over all of them
                     + sleep_weight · the same at fantasies z ~ p(z), x ~ p_θ(x|z)
+                    − progress · variance_weight · Σ_k h( log w_k − mean_k log w_k ) / (K − 1)
 
     Σ_k w_k / K and Σ_s w_s / S both estimate p_θ(x): the draws of q find what q knows, those of the prior, which the
     batch shares, what it has missed, where D is small. For large K or S, z* is a draw from p_θ(z|x). Losses are (B,).
+
+    Learning from z* makes q cover the exact posterior, and forgives draws where that has nothing. The log-variance loss
+    makes those rarer: its gradient is that of the reverse divergence. h is Huber's, ½d² and from 10 nats on linear, so
+    that it comes through with heavy tails. It rises over training, as q must cover first.
 
     Where labels are summed over, they compete first, with one draw of q and S / C of the prior for each:
     l* ~ r(l|x) ∝ q(l|x)^(1 − label_rate) p̂(l|x)^label_rate, with p̂ the labels' shares of the weights; then the draws
@@ -145,12 +154,14 @@ class ReweightedWakeSleep(DataObjective):
         prior_samples: S; with several labels the next multiple of their number.
         resampled: M.
         decoded: how many of these the decoder learns from, where a pass and its gradient cost most; at most M.
+        variance_weight: weight of the log-variance loss at the end of training; without effect where K is 1.
 
     Raises:
         InputError: in training, the posterior or, with `prior_samples`, the likelihood has no density.
 
     Sources: Bornschein and Bengio, 2015; Le et al., Revisiting Reweighted Wake-Sleep, 2019; Veach and Guibas, Optimally
-    Combining Sampling Techniques, 1995, for weights from several proposals.
+    Combining Sampling Techniques, 1995, for weights from several proposals; Richter et al., VarGrad, 2020, for the
+    log-variance loss; Huber, 1964.
 
     Example:
         >>> loss, terms = ReweightedWakeSleep(samples=4).loss(model, x)
@@ -166,6 +177,7 @@ class ReweightedWakeSleep(DataObjective):
     prior_samples: int = 0
     resampled: int = 1
     decoded: int = 1
+    variance_weight: float = 0.0
 
     def loss(
         self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float = 1.0
@@ -186,16 +198,21 @@ class ReweightedWakeSleep(DataObjective):
         with torch.no_grad():
             draw = model.posterior.condition(view.features.detach()).draw((self.samples,))
             weights = model.weigh(x, draw, view.label)
-            z = self._resample(draw.z, weights.log_weight(), broad, view.label)
+            log_weight = weights.log_weight()
+            z = self._resample(draw.z, log_weight, broad, view.label)
             terms = bound_terms(view, weights)
         if classification is not None:
             terms["classification"] = classification
-        wake = -model.posterior.condition(view.features).log_bound(z, self.levels).mean(0)
+        conditional = model.posterior.condition(view.features)
+        wake = -conditional.log_bound(z, self.levels).mean(0)
         decoded = z[: self.decoded]
         terms |= {"resampled_reconstruction": -model.likelihood.log_prob(x, decoded).mean(0), "wake": wake}
         loss = terms["resampled_reconstruction"] - model.prior.log_prob(decoded, view.label).mean(0) + wake
         if classification is not None:
             loss = loss + classification
+        if self.variance_weight > 0 and self.samples > 1:
+            terms["log_variance"] = _robust_variance(deviations(conditional, draw, log_weight))
+            loss = loss + self.variance_weight * progress * terms["log_variance"]
         if fantasies is not None:
             dream = model.view_of(features[count:], fantasies.label)
             terms["sleep"] = _sleep_loss(model, dream, fantasies.z, self.levels).view(-1, count).mean(0)
@@ -227,6 +244,13 @@ def _sleep_loss(model: LatentVariableModel, view: View, z: Tensor, levels: int |
     """`sleep_loss` of fantasies as the posterior sees them, with their latents (N, D)."""
     loss = -model.posterior.condition(view.features).log_bound(z, levels)
     return loss if view.log_label is None else loss - view.log_label
+
+
+def _robust_variance(deviation: Tensor) -> Tensor:
+    """Half the variance (B,) of values (K, B) that are given less their mean, with Huber's h for ½ of the square."""
+    none = torch.zeros_like(deviation)
+    each = functional.huber_loss(deviation, none, reduction="none", delta=_LARGEST_DEVIATION)
+    return each.sum(0) / (len(deviation) - 1)
 
 
 def _take(values: Tensor, chosen: Tensor) -> Tensor:
