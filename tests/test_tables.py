@@ -95,7 +95,7 @@ def test_a_table_for_each_data_set_and_prior(root: Path) -> None:
 def test_each_form_says_the_same(root: Path) -> None:
     files = tables.write(root)
     names = [f"digits-{prior}.{suffix}" for prior in ("pinwheel", "swiss_roll") for suffix in ("md", "csv", "tex")]
-    assert [path.name for path in files] == names
+    assert [path.name for path in files] == [*names, "runs.csv"]
     markdown, comma, latex = (path.read_text() for path in files[:3])
     assert "| method | seeds | elbo ↑ | mmd ↓ | training_seconds |" in markdown
     assert "| vae | 3 | -51.0 ± 2.5 | 0.310 ± 0.025 | 11.0 ± 2.5 |" in markdown
@@ -117,6 +117,18 @@ def test_each_form_says_the_same(root: Path) -> None:
         assert "evaluation: quick" in text
     single = files[3].read_text()
     assert "| vae | 1 | -60.000 | 10.000 |" in single, "one seed has no interval and no best"
+
+
+def test_every_run_has_its_line(root: Path) -> None:
+    rows = list(csv.DictReader(tables.write(root)[-1].read_text().splitlines()))
+    assert len(rows) == 9
+    by_name = {(row["prior"], row["method"], row["settings"], row["seed"]): row for row in rows}
+    assert len(by_name) == 9
+    row = by_name["pinwheel", "vae", "epochs=3 hidden_size=8", "1"]
+    found = row["dataset"], float(row["elbo"]), float(row["mmd"]), row["knn_accuracy"], float(row["training_seconds"])
+    assert found == ("digits", -51.0, 0.31, "", 11.0)
+    assert row["machine"] == "Abacus, 2 cores, 1 threads a run, torch 2.0"
+    assert by_name["swiss_roll", "vae", "", "0"]["elbo"] == "-60.0"
 
 
 def test_what_differs_between_runs_is_counted(root: Path) -> None:

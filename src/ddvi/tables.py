@@ -165,18 +165,18 @@ def tabulate(
     )
 
 
+def _machine(run: Run) -> str:
+    known, device = run.metrics.get("machine", {}), run.metrics.get("device", "cpu")
+    words = [f"{known['processor']}, {known['cores']} cores, {known['threads']} threads a run"] if known else []
+    words += [device] * (device != "cpu")
+    return ", ".join([*words, f"torch {run.metrics.get('versions', {}).get('torch', 'unknown')}"])
+
+
 def _provenance(runs: Sequence[Run]) -> list[str]:
     """Commits, machines and evaluations of runs, each with how many of them where they differ."""
-
-    def machine(run: Run) -> str:
-        known, device = run.metrics.get("machine", {}), run.metrics.get("device", "cpu")
-        words = [f"{known['processor']}, {known['cores']} cores, {known['threads']} threads a run"] if known else []
-        words += [device] * (device != "cpu")
-        return ", ".join([*words, f"torch {run.metrics.get('versions', {}).get('torch', 'unknown')}"])
-
     kinds = {
         "commit": [run.commit for run in runs],
-        "machine": [machine(run) for run in runs],
+        "machine": [_machine(run) for run in runs],
         "epochs": [str(run.metrics.get("epochs")) for run in runs],
         "evaluation": [str(run.metrics.get("evaluation")) for run in runs],
     }
@@ -267,8 +267,23 @@ def comma_separated(table: Table) -> str:
     return text.getvalue()
 
 
+def one_by_one(runs: Sequence[Run]) -> str:
+    """As CSV a line for each run: what it is, its measures, and where they come from."""
+    text = io.StringIO()
+    columns = [*MEASURES, TRAINING]
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["dataset", "prior", "method", "settings", "seed", *columns, "commit", "machine"])
+    for run in runs:
+        (method, *deviations), values = run.row, run.values()
+        measured = [values.get(column, "") for column in columns]
+        writer.writerow(
+            [*run.place, method, " ".join(deviations), run.settings.seed, *measured, run.commit, _machine(run)]
+        )
+    return text.getvalue()
+
+
 def write(root: Path, output: Path | None = None) -> list[Path]:
-    """Write every table of the runs under a folder, in each form, and return the files.
+    """Write every table of the runs under a folder, in each form, and the runs one by one; return the files.
 
     Args:
         root: with run folders in it, at any depth.
@@ -279,15 +294,15 @@ def write(root: Path, output: Path | None = None) -> list[Path]:
     """
     root, output = Path(root), Path(output or Path(root) / FOLDER)
     commands = (root / COMMANDS).read_text().splitlines() if (root / COMMANDS).exists() else []
-    files = []
-    tables = {place: tabulate(place, rows, commands) for place, rows in grouped(find(root)).items()}
+    runs = find(root)
+    tables = {place: tabulate(place, rows, commands) for place, rows in grouped(runs).items()}
+    forms = (("md", markdown), ("csv", comma_separated), ("tex", latex))
+    texts = {f"{'-'.join(place)}.{end}": form(table) for place, table in tables.items() for end, form in forms}
+    texts["runs.csv"] = one_by_one(runs)
     folders.make_writable(output)
-    for place, table in tables.items():
-        for suffix, form in (("md", markdown), ("csv", comma_separated), ("tex", latex)):
-            path, text = output / f"{'-'.join(place)}.{suffix}", form(table)
-            write_aside(path, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))
-            files.append(path)
-    return files
+    for name, text in texts.items():
+        write_aside(output / name, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))
+    return [output / name for name in texts]
 
 
 def draw(root: Path, output: Path | None = None, data_root: str = "") -> list[Path]:
