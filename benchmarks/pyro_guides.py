@@ -175,7 +175,10 @@ def distance(x: Tensor, y: Tensor) -> float:
 
 
 def learn(name: str, case: Case, steps: int, particles: int, lr: float, warmup: int, seed: int) -> Any:
-    """A guide that has been trained: the rate rises over `warmup` steps and decays to a fiftieth over all of them."""
+    """A guide that has been trained, from the best of its starts.
+
+    The rate rises over `warmup` steps and decays to a fiftieth over all of them.
+    """
 
     def begin(start: int) -> tuple[Any, float]:
         """A new guide and its loss."""
@@ -186,8 +189,7 @@ def learn(name: str, case: Case, steps: int, particles: int, lr: float, warmup: 
 
     loss = Trace_ELBO(particles, vectorize_particles=True, max_plate_nesting=0)
     starts = range(seed * case.starts, (seed + 1) * case.starts)
-    best = min(starts, key=lambda start: begin(start)[1]) if case.starts > 1 else seed
-    guide, _ = begin(best)
+    guide, _ = begin(min(starts, key=lambda start: begin(start)[1]))
 
     def share(step: int) -> float:
         return min(1.0, (step + 1) / max(1, warmup)) * 0.02 ** (step / steps)

@@ -25,7 +25,7 @@ from ddvi.objectives.warm_up import WarmUp
 from ddvi.posteriors.guidance import Guidance
 from ddvi.priors import Prior, make_prior
 from ddvi.schedule import Phase, Schedule
-from ddvi.settings import Settings
+from ddvi.settings import OBJECTIVE_SETTINGS, Settings
 
 _IMAGE_SCALE = 0.25  # about the standard deviation of pixels in [0, 1], where a learned scale starts
 
@@ -168,8 +168,7 @@ def make_objective(settings: Settings) -> Objective:
         case "wake_sleep":
             return WakeSleep(elbo, settings.sleep_steps, settings.sleep_weight, levels, settings.fantasies)
         case "reweighted_wake_sleep":
-            names = ("samples", "prior_samples", "resampled", "decoded", "label_rate", "fantasies", "sleep_weight")
-            names = (*names, "variance_weight")
+            names = {*OBJECTIVE_SETTINGS[settings.objective]} - {"sleep_levels"}
             return ReweightedWakeSleep(levels=levels, **{name: getattr(settings, name) for name in names})
         case "marginal_likelihood":
             return MarginalLikelihood(settings.samples, levels)

@@ -32,14 +32,12 @@ LABELLED_OBJECTIVE_DEFAULTS: dict[str, dict[str, Any]] = {
 """What differs where labels are learnt too: that with which the other settings of it were chosen."""
 _BOUND = ("samples", "kl_weight", "kl_rise", "prior_weight")
 _SLEEP = ("sleep_weight", "sleep_levels", "fantasies")
+_WEIGHED = ("samples", "prior_samples", "resampled", "decoded", "variance_weight")
 OBJECTIVE_SETTINGS: dict[str, tuple[str, ...]] = {
     "elbo": (*_BOUND, "label_rate", "path_gradient"),
     "importance_weighted": (*_BOUND, "label_rate", "path_gradient"),
     "wake_sleep": (*_BOUND, "label_rate", "path_gradient", *_SLEEP, "sleep_steps"),
-    "reweighted_wake_sleep": (
-        *("samples", "prior_samples", "resampled", "decoded", "variance_weight", "label_rate"),
-        *_SLEEP,
-    ),
+    "reweighted_wake_sleep": (*_WEIGHED, "label_rate", *_SLEEP),
     "marginal_likelihood": ("samples", "sleep_levels"),
     "adversarial": ("adversarial_weight",),
 }

@@ -26,7 +26,16 @@ from ddvi.posteriors.base import Conditional, Draw
 
 
 def deviations(conditional: Conditional, draw: Draw, log_weight: Tensor) -> Tensor:
-    """log w_k (K, B) of draws held fixed, less its mean over them, both with the gradient of −log q alone."""
+    """log w_k of draws held fixed, less its mean over them, both with the gradient of −(log q − log r) alone.
+
+    Args:
+        conditional: q(z, a | x), whose gradient is wanted.
+        draw: K draws from it, (K, B, D), without gradient.
+        log_weight: theirs, (K, B), nats.
+
+    Returns:
+        (K, B), nats.
+    """
     score = conditional.log_ratio(draw.path)
     log_weight = log_weight + (score.detach() - score)
     return log_weight - log_weight.mean(0)
@@ -61,5 +70,5 @@ class LogVariance(Objective):
         with torch.no_grad():
             draw = conditional.draw((self.samples,))
             log_weight = model.weigh(batch.x, draw).log_weight()
-        loss = 0.5 * deviations(conditional, draw, log_weight).square().sum(0) / (self.samples - 1)
+        loss = 0.5 * deviations(conditional, draw, log_weight).var(0)
         yield Update(("posterior",), loss, {"log_variance": loss, "negative_bound": -log_weight.mean(0)})

@@ -138,8 +138,8 @@ class ReweightedWakeSleep(DataObjective):
     batch shares, what it has missed, where D is small. For large K or S, z* is a draw from p_θ(z|x). Losses are (B,).
 
     Learning from z* makes q cover the exact posterior, and forgives draws where that has nothing. The log-variance loss
-    makes those rarer: its gradient is that of the reverse divergence. h is Huber's, ½d² and from 10 nats on linear, so
-    that it comes through with heavy tails. It rises over training, as q must cover first.
+    makes those rarer: while h is ½d² and r has no parameters, its gradient is that of the reverse divergence,
+    KL( q(z,a|x) ‖ p(z|x) r(a|z) ). From 10 nats on h is linear, Huber's, as log weights have heavy tails.
 
     Where labels are summed over, they compete first, with one draw of q and S / C of the prior for each:
     l* ~ r(l|x) ∝ q(l|x)^(1 − label_rate) p̂(l|x)^label_rate, with p̂ the labels' shares of the weights; then the draws
