@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from ddvi.errors import InputError
 from ddvi.randomness import draw
@@ -235,7 +234,7 @@ class Denoiser(nn.Module):
             biases: from `biases`, broadcastable to (*S, B, hidden_size).
             context: (B, hidden_size), from `self.context`.
         """
-        h = _silu(nn.functional.linear(inputs, self.entrance.weight) + (biases[0] + context))
+        h = _silu(nn.functional.linear(inputs, self.entrance.weight).add_(biases[0] + context))
         hidden: Any = self.hidden
         for layer, bias in zip(hidden, biases[1:], strict=True):
             h = _silu(_affine(h, layer.weight, bias))
@@ -246,26 +245,9 @@ def _affine(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """A linear layer whose bias may differ between rows; at no cost where it doesn't."""
     if bias.dim() == 1:
         return nn.functional.linear(h, weight, bias)
-    return nn.functional.linear(h, weight) + bias
+    return nn.functional.linear(h, weight).add_(bias)
 
 
 def _silu(h: Tensor) -> Tensor:
     """h · sigmoid(h), in place where nothing is to be differentiated."""
-    differentiated: Any = _SiLU.apply
-    return differentiated(h) if h.requires_grad else nn.functional.silu(h, inplace=True)
-
-
-class _SiLU(torch.autograd.Function):
-    """SiLU that keeps its derivative, as a chain is differentiated several times; torch exponentiates anew."""
-
-    @staticmethod
-    def forward(ctx: Any, h: Tensor) -> Tensor:
-        sigmoid = h.sigmoid()
-        value = h * sigmoid
-        ctx.save_for_backward(sigmoid.addcmul(value, 1 - sigmoid))
-        return value
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return grads[0] * ctx.saved_tensors[0]
+    return nn.functional.silu(h, inplace=not h.requires_grad)
