@@ -142,6 +142,8 @@ def calibration(z: Tensor, x: Tensor, draws: Tensor) -> dict[str, float]:
 
     options: dict[str, Any] = {"num_posterior_samples": len(draws), "show_progress_bar": False}
     ranks, averaged = run_sbc(z, x, _Drawn(draws), **options)
+    # Whole ranks would be tested against a continuous law, and an exact posterior fail more often than the level says.
+    ranks = (ranks + torch.rand_like(ranks)) * len(draws) / (len(draws) + 1)
     checked = check_sbc(ranks, z, averaged, len(draws))
     area, coverage = check_tarp(*run_tarp(z, x, _Drawn(draws), num_bins=len(z), **options))
     return {

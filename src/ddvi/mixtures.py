@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 _NEGLIGIBLE = -45.0  # log of what a node may add to the largest term: e^-45 of some thousand nodes is below rounding
-_CELL = 6.0  # side of a cell, in units of z
+_CELL = 3.0  # side of a cell, in units of z
 _MARGIN = 20.0  # of cells around the nodes, in the same units
 _CELL_ROWS = 256  # latents at once whose cells have about as many nodes
 
