@@ -62,7 +62,7 @@ def learn_ddvi(simulator: Simulator, z: Tensor, x: Tensor, epochs: int | None, s
     """The diffusion posterior, by the sleep term alone; a latent's support is the prior's."""
     inference = ddvi.Inference(support=simulator.prior.support, seed=seed, steps=20, sleep_levels=4)
     batch_size = min(512, len(x))
-    inference.fit_simulations((z, x), epochs=epochs or 30, batch_size=batch_size, lr=3e-3)
+    inference.fit_simulations((z, x), epochs=epochs or 60, batch_size=batch_size, lr=3e-3)
     return lambda count, given: inference.posterior(given).sample((count,))
 
 
@@ -188,7 +188,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("simulators", nargs="*", metavar="SIMULATOR", help=", ".join(SIMULATORS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--simulations", type=int, default=100_000)
-    parser.add_argument("--epochs", type=int, help="passes of ddvi (30), and at most so many of the others")
+    parser.add_argument("--epochs", type=int, help="passes of ddvi (60), and at most so many of the others")
     parser.add_argument("--pairs", type=int, default=500, help="(z, x) for ranks and coverage")
     parser.add_argument("--ranks", type=int, default=200, help="draws for each of these")
     parser.add_argument("--observations", type=int, default=10, help="for the two-sample test")
