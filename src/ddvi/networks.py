@@ -242,7 +242,7 @@ class Denoiser(nn.Module):
 
 
 def _affine(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A linear layer whose bias may differ between rows; at no cost where it doesn't."""
+    """A linear layer whose bias may differ between rows; added in place, as memory traffic is what it costs."""
     if bias.dim() == 1:
         return nn.functional.linear(h, weight, bias)
     return nn.functional.linear(h, weight).add_(bias)
