@@ -342,6 +342,16 @@ def test_diagnostics_pass_the_exact_posterior_alone(bench: SimpleNamespace) -> N
     assert wide["area"] > 0.05 > abs(exact["area"])
 
 
+@pytest.mark.filterwarnings("ignore:Number of posterior samples for ranking")
+def test_ranks_among_few_draws_pass_too(bench: SimpleNamespace) -> None:
+    """Among ten draws there are eleven ranks, which aren't uniform between them."""
+    pytest.importorskip("sbi")
+    with ddvi.seeded(0):
+        z, x = (values[:, :1] for values in bench.simulators.SIMULATORS["gaussian_linear"]().pairs(2000))
+        draws = x / 2 + 0.05**0.5 * torch.randn(10, 2000, 1)
+        assert bench.calibration.calibration(z, x, draws)["sbc"] > 0.05
+
+
 def test_draws_like_the_references_are_not_told_from_them(bench: SimpleNamespace) -> None:
     pytest.importorskip("sbi")
     simulator = bench.simulators.SIMULATORS["gaussian_linear"]()
