@@ -48,6 +48,10 @@ LEVEL = 0.05
 """A test passes from this p-value on, and fails an exact posterior so often."""
 CLASSIFIERS = {"c2st": "rf", "c2st_mlp": "mlp"}
 """Of the two-sample test: sbi's default, and that of the benchmark."""
+PASSES = 60
+"""Of `ddvi`, and of `npse`, over the simulations."""
+MOST_DRAWS = 100_000
+"""That sbi makes at once, by its own limit."""
 
 Drawer = Callable[[int, Tensor], Tensor]
 """A count and observations x (N, event) to draws of q(z | x), (count, N, D)."""
@@ -62,7 +66,7 @@ def learn_ddvi(simulator: Simulator, z: Tensor, x: Tensor, epochs: int | None, s
     """The diffusion posterior, by the sleep term alone; a latent's support is the prior's."""
     inference = ddvi.Inference(support=simulator.prior.support, seed=seed, steps=20, sleep_levels=4)
     batch_size = min(512, len(x))
-    inference.fit_simulations((z, x), epochs=epochs or 60, batch_size=batch_size, lr=3e-3)
+    inference.fit_simulations((z, x), epochs=epochs or PASSES, batch_size=batch_size, lr=3e-3)
     return lambda count, given: inference.posterior(given).sample((count,))
 
 
@@ -74,10 +78,28 @@ def learn_npe(simulator: Simulator, z: Tensor, x: Tensor, epochs: int | None, se
 
 
 def learn_npse(simulator: Simulator, z: Tensor, x: Tensor, epochs: int | None, seed: int) -> Drawer:
-    """sbi's neural posterior score estimation, a diffusion in continuous time."""
-    from sbi.inference import NPSE
+    """sbi's neural posterior score estimation, a diffusion in continuous time, for as many passes as ours.
 
-    return _learn_by_sbi(NPSE, simulator, z, x, epochs, seed)
+    By itself it stops when 200 passes have brought nothing. Draws outside of the prior are drawn again, of those
+    observations that lack some: sbi's own loop goes on with all of them until the last has enough.
+    """
+    from sbi.inference import NPSE
+    from sbi.utils.sbiutils import within_support
+
+    free = _learn_by_sbi(NPSE, simulator, z, x, epochs or PASSES, seed, reject_outside_prior=False)
+
+    def draw(count: int, given: Tensor) -> Tensor:
+        kept: list[list[Tensor]] = [[] for _ in given]
+        lacking = torch.arange(len(given))
+        while len(lacking):
+            drawn = torch.cat([free(count, given[some]) for some in lacking.split(max(1, MOST_DRAWS // count))], 1)
+            inside = within_support(simulator.prior, drawn.flatten(0, 1)).view(drawn.shape[:2])
+            for place, one in enumerate(lacking.tolist()):
+                kept[one].append(drawn[inside[:, place], place])
+            lacking = torch.tensor([i for i, parts in enumerate(kept) if sum(map(len, parts)) < count])
+        return torch.stack([torch.cat(parts)[:count] for parts in kept], 1)
+
+    return draw
 
 
 METHODS: dict[str, Callable[[Simulator, Tensor, Tensor, int | None, int], Drawer]] = {
@@ -88,7 +110,10 @@ METHODS: dict[str, Callable[[Simulator, Tensor, Tensor, int | None, int], Drawer
 }
 
 
-def _learn_by_sbi(kind: Any, simulator: Simulator, z: Tensor, x: Tensor, epochs: int | None, seed: int) -> Drawer:
+def _learn_by_sbi(
+    kind: Any, simulator: Simulator, z: Tensor, x: Tensor, epochs: int | None, seed: int, **options: Any
+) -> Drawer:
+    """An estimator of sbi's; options are for how draws are made."""
     with ddvi.seeded(seed, "sbi"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of reaching the number of epochs
         inference = kind(prior=simulator.prior, show_progress_bars=False, tracker=_Silent())
@@ -99,7 +124,7 @@ def _learn_by_sbi(kind: Any, simulator: Simulator, z: Tensor, x: Tensor, epochs:
     def draw(count: int, given: Tensor) -> Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the size of portions
-            return posterior.sample_batched((count,), x=given, show_progress_bars=False).detach()
+            return posterior.sample_batched((count,), x=given, show_progress_bars=False, **options).detach()
 
     return draw
 
@@ -188,7 +213,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("simulators", nargs="*", metavar="SIMULATOR", help=", ".join(SIMULATORS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--simulations", type=int, default=100_000)
-    parser.add_argument("--epochs", type=int, help="passes of ddvi (60), and at most so many of the others")
+    parser.add_argument(
+        "--epochs", type=int, help=f"passes of ddvi ({PASSES}), at most so many of npse ({PASSES}) and npe"
+    )
     parser.add_argument("--pairs", type=int, default=500, help="(z, x) for ranks and coverage")
     parser.add_argument("--ranks", type=int, default=200, help="draws for each of these")
     parser.add_argument("--observations", type=int, default=10, help="for the two-sample test")

@@ -81,9 +81,9 @@ def test_an_affine_map_with_noise_has_the_mapped_moments(make, size):
 def test_a_narrow_slanting_gaussian_keeps_its_width_in_single_precision(size):
     factor = (300 * torch.randn(500, size, size)).tril(-1) + torch.diag_embed(torch.rand(500, size) * 1e-2 + 1e-3)
     exact = FullGaussian(torch.zeros(500, size), packed(factor))
-    mapped = exact.mapped(torch.tensor(0.9), 0.0, torch.tensor([1e-4]))
+    mapped = exact.mapped(torch.tensor(0.9), None, torch.tensor([1e-4]))
     single = FullGaussian(exact.mean.float(), exact.entries.float())
-    mapped_single = single.mapped(torch.tensor(0.9).float(), 0.0, torch.tensor([1e-4]).float())
+    mapped_single = single.mapped(torch.tensor(0.9).float(), None, torch.tensor([1e-4]).float())
     widths = [gaussian.factor.diagonal(dim1=-2, dim2=-1) for gaussian in (mapped, mapped_single)]
     torch.testing.assert_close(widths[1].double(), widths[0], rtol=1e-4, atol=0)
     torch.testing.assert_close(

@@ -131,10 +131,10 @@ def test_wake_sleep_is_one_bound_on_data_and_sleep_steps_on_fantasies(name, leve
     wake, *sleep = losses(objective, model, batch)
     assert len(sleep) == 3
     assert_loss(wake, -log_weight(model, batch.x, model.posterior(batch.x).draw((2,))).mean(0))
-    for update in sleep:
-        with torch.no_grad():
-            z = model.prior.sample((7,))
-            x = model.likelihood(z).sample()
+    with torch.no_grad():
+        every_z = model.prior.sample((3 * 7,))
+        every_x = model.likelihood(every_z).sample()
+    for update, z, x in zip(sleep, every_z.split(7), every_x.split(7), strict=True):
         bound = model.posterior(x).log_bound(z, levels)
         assert_loss(update, -0.5 * bound)
         torch.testing.assert_close(update.terms["sleep"], -bound)

@@ -265,7 +265,7 @@ def test_the_learning_rate_falls_by_a_cosine_and_is_the_one_used():
 
     class Watch(SavesOften):
         def step(self, epoch, step, steps):
-            rates.append(trainer.optimizers["posterior"].param_groups[0]["lr"])
+            rates.append(trainer.steps.optimizers["posterior"].param_groups[0]["lr"])
 
     model, objective = tiny_model()
     trainer = Trainer(model, Schedule((Phase(2, objective),), 25, lr=0.2), tiny_data(), listener=Watch())
@@ -299,7 +299,7 @@ def test_gradients_are_clipped_to_their_norm():
         schedule = Schedule((Phase(1, objective),), batch_size=100, clip_norm=clip_norm)
         trainer = Trainer(model, schedule, tiny_data())
         trainer.fit()
-        moments = [s["exp_avg"] for optimizer in trainer.optimizers.values() for s in optimizer.state.values()]
+        moments = [s["exp_avg"] for optimizer in trainer.steps.optimizers.values() for s in optimizer.state.values()]
         norms.append(10 * float(torch.cat([moment.flatten() for moment in moments]).norm()))
     assert norms[0] == pytest.approx(0.5, rel=1e-4)
     assert norms[1] > 0.6
@@ -377,7 +377,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_named(part, named):
     assert history[0]["skipped"] == 2
     assert all(math.isfinite(value) for value in history[0].values())
     assert all(value.isfinite().all() for value in weights_of(trainer).values())
-    assert {int(s["step"]) for s in trainer.optimizers["posterior"].state.values()} == {3}
+    assert {int(s["step"]) for s in trainer.steps.optimizers["posterior"].state.values()} == {3}
 
 
 @pytest.mark.parametrize(("method", "update"), [("vae", 0), ("aae", 0), ("aae", 1), ("ddvi", 0)])

@@ -52,9 +52,10 @@ class DiagonalGaussian(NamedTuple):
         ratio = other.variance / self.variance
         return 0.5 * (ratio - 1 - ratio.log() + (other.mean - self.mean) ** 2 / self.variance).sum(-1)
 
-    def mapped(self, factor: Tensor, shift: Tensor | float, noise: Tensor) -> Self:
+    def mapped(self, factor: Tensor, shift: Tensor | None, noise: Tensor) -> Self:
         """The law of factor · z + shift + ε, ε ~ N(0, noise I); factor and noise broadcastable to (*, 1)."""
-        return self._replace(mean=factor * self.mean + shift, variance=factor**2 * self.variance + noise)
+        variance = torch.addcmul(noise, factor**2, self.variance)
+        return self._replace(mean=_shifted(factor, self.mean, shift), variance=variance)
 
 
 class FullGaussian(NamedTuple):
@@ -113,7 +114,7 @@ class FullGaussian(NamedTuple):
         ]
         return FullGaussian(self.transform(inner.mean), torch.stack(entries, -1))
 
-    def mapped(self, factor: Tensor, shift: Tensor | float, noise: Tensor) -> Self:
+    def mapped(self, factor: Tensor, shift: Tensor | None, noise: Tensor) -> Self:
         """The law of factor · z + shift + ε, ε ~ N(0, noise I); factor and noise broadcastable to (*, 1)."""
         # Givens rotations make a triangle of [factor L, √noise I] by sums of squares alone. Cholesky's algorithm
         # subtracts them, and of a narrow slanting Gaussian less than nothing may be left in single precision.
@@ -131,7 +132,7 @@ class FullGaussian(NamedTuple):
                     rows[i][j] = (top * along + other * across) / length
                     column[i] = (top * across - other * along) / length
         entries = torch.stack([entry for row in rows for entry in row], -1)
-        return self._replace(mean=factor * self.mean + shift, entries=entries)
+        return self._replace(mean=_shifted(factor, self.mean, shift), entries=entries)
 
     def _rows(self) -> list[Sequence[Tensor]]:
         """The rows of L up to the diagonal."""
@@ -180,6 +181,11 @@ def standard_log_prob(z: Tensor) -> Tensor:
 def normal(like: Tensor, sample_shape: tuple[int, ...] = ()) -> Tensor:
     """Standard normal noise (*sample_shape, *like.shape) for latents (*, B, D)."""
     return draw(torch.randn, (*sample_shape, *like.shape), -2, dtype=like.dtype, device=like.device)
+
+
+def _shifted(factor: Tensor, value: Tensor, shift: Tensor | None) -> Tensor:
+    """factor · value + shift."""
+    return factor * value if shift is None else torch.addcmul(shift, factor, value)
 
 
 def _dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:

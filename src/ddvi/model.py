@@ -57,6 +57,11 @@ class Fantasies(NamedTuple):
     label: Tensor | None
     """(N,), or None in a model without labels."""
 
+    def split(self, size: int) -> list[Fantasies]:
+        """Portions of so many."""
+        labels = [None] * len(self.x) if self.label is None else self.label.split(size)
+        return [Fantasies(*each) for each in zip(self.x.split(size), self.z.split(size), labels, strict=False)]
+
 
 class Weights(NamedTuple):
     """The parts of log w, each (*sample_shape, *batch_shape), in nats.
@@ -74,7 +79,7 @@ class Weights(NamedTuple):
     log_ratio: Tensor
     """log q_φ(z, a | x) − log r(a | z)."""
 
-    def log_weight(self, kl_weight: float = 1.0, prior_weight: float = 1.0) -> Tensor:
+    def log_weight(self, kl_weight: float | Tensor = 1.0, prior_weight: float = 1.0) -> Tensor:
         """log p_θ(x | z) + kl_weight · (prior_weight · log p(z) − log_ratio); a bound's bracket at weights 1."""
         return self.log_likelihood + kl_weight * (prior_weight * self.log_prior - self.log_ratio)
 

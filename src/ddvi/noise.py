@@ -157,7 +157,7 @@ class NoisingProcess(nn.Module):
 
     def marginal(self, start: DiagonalGaussian, t: Levels) -> DiagonalGaussian:
         """The law of z_t where z_0 has the law `start` (*, D)."""
-        return start.mapped(t.alpha, 0.0, t.sigma**2)
+        return start.mapped(t.alpha, None, t.sigma**2)
 
     def step_back(self, start: AnyGaussian, z_t: Tensor, t: Levels) -> AnyGaussian:
         """The law of z_{t-1} given z_t (*, D) where z_0 given z_t has the law `start`; at t = 1 that law itself.

@@ -46,11 +46,18 @@ def settings_of(
     named = objective if isinstance(objective, str) else "auto"
     check_name("objective", named, ["auto", *METHODS[method].objectives], "a ddvi.Objective")
     chosen = METHODS[method].objective if named == "auto" else named
-    allowed = {*_taken(method, chosen, posterior, objective), "device"}
+    allowed = {*_taken(method, chosen, posterior, objective), "device", "graphs"}
     for name in given:
         check_name("setting of this posterior and objective", name, sorted(allowed))
     # Draws of the prior help for a small D alone, which isn't known yet.
-    options = {"hidden_size": _HIDDEN_SIZE, "prior_samples": 0, "variance_weight": 0.0, **given, "objective": named}
+    options = {
+        "hidden_size": _HIDDEN_SIZE,
+        "prior_samples": 0,
+        "variance_weight": 0.0,
+        "graphs": False,
+        **given,
+        "objective": named,
+    }
     return resolve("mnist", method, "gaussian", options)  # which has the general defaults
 
 

@@ -249,8 +249,9 @@ def resample(log_weight: Tensor, count: int) -> Tensor:
     Source: Kitagawa, Monte Carlo Filter and Smoother, 1996.
     """
     candidates, batch = log_weight.shape
-    weight = log_weight.nan_to_num(torch.finfo(log_weight.dtype).min).softmax(0)
-    reached = weight.cumsum(0).T.contiguous()
+    # Along the last axis, which is the fast one of a GPU.
+    weight = log_weight.T.contiguous().nan_to_num(torch.finfo(log_weight.dtype).min).softmax(-1)
+    reached = weight.cumsum(-1)
     options = {"dtype": reached.dtype, "device": reached.device}
     points = (torch.arange(count, **options)[:, None] / count + draw(torch.rand, (1, batch), -1, **options)) % 1
     return torch.searchsorted(reached, points.T.contiguous() * reached[:, -1:]).T.clamp(max=candidates - 1)

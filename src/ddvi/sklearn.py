@@ -32,6 +32,7 @@ from ddvi.model import LatentVariableModel
 from ddvi.objectives.base import Labelled
 from ddvi.preprocessing import Standardise
 from ddvi.randomness import alike, seeded
+from ddvi.recording import record
 from ddvi.settings import FIELDS, SEMI, Settings, resolve
 from ddvi.training import Trainer
 
@@ -151,7 +152,7 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, len(rows)))
         trainer = Trainer(
             model, make_schedule(settings), x[rows], x[out] if held_out else None, None, make_fabric(settings),
-            labelled=labelled,
+            labelled=labelled, recorder=record if settings.graphs else None,
         )  # fmt: skip
         self.history_: list[dict[str, Any]] = trainer.fit()
         self.model_: LatentVariableModel = model.to("cpu").double().eval()

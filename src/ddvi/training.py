@@ -13,6 +13,7 @@ import math
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,10 +26,12 @@ from torch import Tensor
 from ddvi import checkpoint
 from ddvi.errors import InputError, TrainingError
 from ddvi.model import LatentVariableModel
-from ddvi.objectives.base import Batch, Labelled, Update
+from ddvi.objectives.base import Labelled
 from ddvi.processes import Processes
-from ddvi.randomness import generator, mean, own, part, random_state, seeded, set_random_state, sharded
-from ddvi.schedule import Phase, Schedule
+from ddvi.randomness import generator, random_state, seeded, set_random_state, sharded
+from ddvi.recording import Recorder
+from ddvi.schedule import Schedule
+from ddvi.steps import Outcome, Steps, TrainingData
 
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 BAD_STEPS_ALLOWED = 2
@@ -44,7 +47,6 @@ class State:
     seconds: float = 0.0
     skipped: int = 0
     bad_in_a_row: int = 0
-    sums: dict[str, Tensor] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -83,6 +85,8 @@ class Trainer:
             them with replacement.
         train_z: the latents (N, D) that training data was simulated from, where they are known.
         validation_z: the same of the held-out examples.
+        recorder: records the kernels of a step, which are then launched as one, see `ddvi.recording`; on a single CUDA
+            device, for models that change by nothing that Python does beside them. None launches them one by one.
 
     Raises:
         InputError: a batch larger than the data; a fabric of several devices that isn't launched.
@@ -94,7 +98,6 @@ class Trainer:
     """
 
     validation_x: Tensor | None
-    train_z: Tensor | None
     validation_z: Tensor | None
 
     def __init__(
@@ -109,6 +112,7 @@ class Trainer:
         labelled: Labelled | None = None,
         train_z: Tensor | None = None,
         validation_z: Tensor | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         if schedule.batch_size > len(train_x):
             raise InputError(
@@ -120,22 +124,20 @@ class Trainer:
         self.fabric.to_device(model)
         self.model = model
         self.schedule = schedule
-        self.train_x: Tensor = self.fabric.to_device(train_x)
         here = self.fabric.to_device
-        self.validation_x, self.train_z, self.validation_z = (
+        self.train_x: Tensor = here(train_x)
+        self.validation_x, train_z, self.validation_z = (
             None if given is None else here(given) for given in (validation_x, train_z, validation_z)
         )
         self.labelled: Labelled | None = labelled and Labelled(here(labelled.x), here(labelled.label))
+        training_data = TrainingData(self.train_x, train_z, self.labelled)
+        self.steps: Steps = Steps(model, training_data, schedule, self.fabric, self.processes, recorder)
         self.path = path
         self.listener: Listener | None = listener if self.processes.first else None
         self.state: State = State()
-        fused = self.fabric.device.type in ("cpu", "cuda")
-        self.groups: dict[str, list[torch.nn.Parameter]] = model.groups()
-        self.optimizers: dict[str, torch.optim.Adam] = {
-            name: torch.optim.Adam(parameters, lr=schedule.lr, fused=fused) for name, parameters in self.groups.items()
-        }
         self.steps_per_epoch: int = math.ceil(len(train_x) / schedule.batch_size)
         self._saved_at = time.monotonic()
+        self._open: deque[tuple[str, Outcome]] = deque()
 
     def fit(self, *, resume: bool = False, facts: dict[str, Any] | None = None) -> list[dict[str, Any]]:
         """Train to the end and return the history, a row an epoch.
@@ -161,7 +163,7 @@ class Trainer:
 
     def _epoch(self, interrupted: threading.Event) -> None:
         state, schedule = self.state, self.schedule
-        phase = schedule.phase(state.epoch)
+        self.steps.begin(schedule.phase(state.epoch))
         order = torch.randperm(len(self.train_x), generator=generator(schedule.seed, "order", state.epoch))
         order = self.fabric.to_device(order)
         total_steps = schedule.epochs * self.steps_per_epoch
@@ -171,7 +173,7 @@ class Trainer:
             rows = order[step * schedule.batch_size : (step + 1) * schedule.batch_size]
             # The first step of an epoch is watched for random numbers that would depend on the number of devices.
             with sharded(self.processes.shard(len(rows)), watched=step == 0):
-                self._step(phase, rows, progress)
+                self._step(rows, progress)
             state.step = step + 1
             state.seconds = seconds_before + time.monotonic() - started
             if self.listener:
@@ -179,108 +181,57 @@ class Trainer:
             due = time.monotonic() - self._saved_at > SECONDS_BETWEEN_CHECKPOINTS
             stop, due = self.processes.any((interrupted.is_set(), due))
             if stop or due:
+                self._judge()
                 self._save()
             if stop:
                 raise Interrupted
+        self._judge()
         row = self._row()
         state.history.append(row)
-        state.epoch, state.step, state.seconds, state.skipped, state.sums = state.epoch + 1, 0, 0.0, 0, {}
+        state.epoch, state.step, state.seconds, state.skipped = state.epoch + 1, 0, 0.0, 0
+        self.steps.clear()
         if self.listener:
             self.listener.epoch(row)
         self._save()
 
-    def _step(self, phase: Phase, rows: Tensor, progress: float) -> None:
-        lr = self.schedule.learning_rate(progress)
-        here = part(rows)
-        with self.fabric.autocast():
-            z = None if self.train_z is None else self.train_z[here]
-            batch = Batch(self.model.preprocessing(self.train_x[here]), progress, self._draw_labelled(len(rows)), z)
-            updates = phase.objective.updates(self.model, batch)
-        complaint = ""
-        while True:
-            with self.fabric.autocast():
-                update = next(updates, None)
-            if update is None:
-                break
-            if self._apply(update, phase.frozen, lr):
-                self._count(update)
-            else:
-                complaint = self._complaint(update)
-                break
-        self._add("examples", torch.full((), float(len(own(here))), dtype=torch.float64))
-        self._judge(complaint)
+    def _step(self, rows: Tensor, progress: float) -> None:
+        outcome = self.steps(rows, progress, self._choose_labelled(len(rows)))
+        self._open.append((f"epoch {self.state.epoch + 1}, step {self.state.step + 1}", outcome))
+        # A recorded step may still be running: the next one is begun before it is judged, so that none waits.
+        self._judge(left_open=int(self.steps.recorded))
 
-    def _draw_labelled(self, count: int) -> Labelled | None:
+    def _choose_labelled(self, count: int) -> Tensor | None:
         if self.labelled is None:
             return None
         random = generator(self.schedule.seed, "labelled", self.state.epoch, self.state.step)
-        rows = self.fabric.to_device(part(torch.randint(len(self.labelled.label), (count,), generator=random)))
-        return Labelled(self.model.preprocessing(self.labelled.x[rows]), self.labelled.label[rows])
+        return self.fabric.to_device(torch.randint(len(self.labelled.label), (count,), generator=random))
 
-    def _apply(self, update: Update, frozen: frozenset[str], lr: float) -> bool:
-        """Carry out one update, or leave it where loss or gradient isn't finite."""
-        active = [name for name in update.children if name in self.groups and name not in frozen]
-        parameters = [parameter for name in active for parameter in self.groups[name]]
-        if not parameters:
-            return True
-        for parameter in parameters:
-            parameter.grad = None
-        loss = mean(update.loss)
-        self.fabric.backward(loss, inputs=parameters)
-        grads, loss = [parameter.grad for parameter in parameters if parameter.grad is not None], loss.detach()
-        self.processes.add_up([*grads, loss])
-        norm = torch.nn.utils.get_total_norm(grads)
-        if not torch.isfinite(loss + norm):
-            return False
-        if 0 < self.schedule.clip_norm < norm:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.schedule.clip_norm, norm)
-        for name in active:
-            optimizer = self.optimizers[name]
-            optimizer.param_groups[0]["lr"] = lr
-            optimizer.step()
-        return True
-
-    def _judge(self, complaint: str) -> None:
-        """Go on after a good step; leave out the rest of a bad one, and end the run at the third in a row."""
+    def _judge(self, left_open: int = 0) -> None:
+        """Note each bad step, which has changed nothing, but for the last few; end the run at the third in a row."""
         state = self.state
-        if not complaint:
-            state.bad_in_a_row = 0
-            return
-        state.skipped += 1
-        state.bad_in_a_row += 1
-        where = f"epoch {state.epoch + 1}, step {state.step + 1}"
-        if self.listener:
-            self.listener.message(f"{where}: {complaint} not finite; the step is skipped")
-        if state.bad_in_a_row > BAD_STEPS_ALLOWED:
-            raise TrainingError(
-                f"{complaint} not finite, three times in a row by {where}; the last good checkpoint is kept: lower lr"
-                " or clip_norm, or look at the data"
-            )
-
-    def _complaint(self, update: Update) -> str:
-        """Which terms of a bad update are to blame, in any of the processes."""
-        bad = self.processes.any(not torch.isfinite(value).all() for value in update.terms.values())
-        names = [name for name, is_bad in zip(update.terms, bad, strict=True) if is_bad]
-        if not names:
-            return f"the gradient of {', '.join(update.terms)} is"
-        return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}"
-
-    def _count(self, update: Update) -> None:
-        for name, value in update.terms.items():
-            value = own(value.detach())
-            self._add(name, value.sum(dtype=torch.float64))
-            self._add(f"count/{name}", torch.full((), float(value.numel()), dtype=torch.float64))
-
-    def _add(self, name: str, value: Tensor) -> None:
-        self.state.sums[name] = self.state.sums[name] + value if name in self.state.sums else value
+        while len(self._open) > left_open:
+            where, outcome = self._open.popleft()
+            complaint = outcome.complaint(self.processes)
+            if not complaint:
+                state.bad_in_a_row = 0
+                continue
+            state.skipped += 1
+            state.bad_in_a_row += 1
+            if self.listener:
+                self.listener.message(f"{where}: {complaint} not finite; the step is skipped")
+            if state.bad_in_a_row > BAD_STEPS_ALLOWED:
+                raise TrainingError(
+                    f"{complaint} not finite, three times in a row by {where}; the last good checkpoint is kept: lower"
+                    " lr or clip_norm, or look at the data"
+                )
 
     def _row(self) -> dict[str, Any]:
         """The history's row of the epoch that has just ended."""
-        sums = {name: value.item() for name, value in self.processes.total(self.state.sums).items()}
+        sums = {name: value.item() for name, value in self.processes.total(self.steps.sums).items()}
         terms = {
             name: value / sums[f"count/{name}"]
             for name, value in sums.items()
-            if name != "examples" and not name.startswith("count/")
+            if name != "examples" and not name.startswith("count/") and sums[f"count/{name}"] > 0
         }
         seconds = self.state.seconds
         row: dict[str, Any] = {"epoch": self.state.epoch + 1, **terms}
@@ -306,11 +257,11 @@ class Trainer:
     def _save(self) -> None:
         self._saved_at = time.monotonic()
         state = self.state
-        sums = self.processes.total(state.sums)
+        sums = self.processes.total(self.steps.sums)
         if self.path is None or not self.processes.first:
             return
         tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
-        for name, optimizer in self.optimizers.items():
+        for name, optimizer in self.steps.optimizers.items():
             tensors |= checkpoint.flatten_optimizer(name, optimizer)
         tensors |= {f"random/{name}": value for name, value in random_state().items()}
         tensors |= {f"sums/{name}": value for name, value in sums.items()}
@@ -333,10 +284,10 @@ class Trainer:
             kind, _, rest = name.partition("/")
             parts[kind][rest] = value
         checkpoint.load_weights(self.model, parts["model"], self.path)
-        for name, optimizer in self.optimizers.items():
+        for name, optimizer in self.steps.optimizers.items():
             checkpoint.restore_optimizer(name, optimizer, tensors)
         sums = {name: value * self.processes.first for name, value in self.fabric.to_device(parts["sums"]).items()}
-        self.state = State(**facts["state"], sums=sums)
+        self.steps.sums, self.state = sums, State(**facts["state"])
         set_random_state(parts["random"])
 
     @contextlib.contextmanager

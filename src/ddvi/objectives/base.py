@@ -32,7 +32,7 @@ class Batch:
 
     x: Tensor
     """Observations (B, *event)."""
-    progress: float = 1.0
+    progress: float | Tensor = 1.0
     """How much of training is over, 0 … 1, for weights that change on the way."""
     labelled: Labelled | None = None
     """In semi-supervised learning as many again, with their labels."""
@@ -79,7 +79,7 @@ class DataObjective(Objective):
 
     @abc.abstractmethod
     def loss(
-        self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float = 1.0
+        self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float | Tensor = 1.0
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss (B,) of x (B, *event) and its named terms; in a model with labels, None is the sum over all of them."""
 

@@ -39,7 +39,7 @@ def bound_terms(view: View, weights: Weights) -> dict[str, Tensor]:
 
 
 def negative_elbo(
-    view: View, weights: Weights, kl_weight: float, prior_weight: float = 1.0, label_rate: float = 1.0
+    view: View, weights: Weights, kl_weight: float | Tensor, prior_weight: float = 1.0, label_rate: float = 1.0
 ) -> Tensor:
     """−ELBO (B,), summed over labels where the view says so; weights are (K, *labels, B).
 
@@ -68,9 +68,12 @@ def cross_entropy(view: View, target: Tensor) -> Tensor:
     return -(target * view.log_label).sum(0)
 
 
-def risen(kl_weight: float, kl_rise: float, progress: float) -> float:
+def risen(kl_weight: float, kl_rise: float, progress: float | Tensor) -> float | Tensor:
     """The KL weight on its linear rise from 0 over the first `kl_rise` of training."""
-    return kl_weight * min(1.0, progress / kl_rise) if kl_rise > 0 else kl_weight
+    if kl_rise <= 0:
+        return kl_weight
+    share = progress / kl_rise
+    return kl_weight * (share.clamp(max=1.0) if isinstance(share, Tensor) else min(1.0, share))
 
 
 def _draw(
@@ -121,7 +124,7 @@ class ELBO(DataObjective):
     label_rate: float = 1.0
 
     def loss(
-        self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float = 1.0
+        self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float | Tensor = 1.0
     ) -> tuple[Tensor, dict[str, Tensor]]:
         view = model.view(x, label)
         draw = _draw(model.posterior, view.features, self.samples, self.path_gradient)
@@ -172,7 +175,7 @@ class ImportanceWeighted(DataObjective):
     label_rate: float = 1.0
 
     def loss(
-        self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float = 1.0
+        self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float | Tensor = 1.0
     ) -> tuple[Tensor, dict[str, Tensor]]:
         view = model.view(x, label)
         kl_weight = risen(self.kl_weight, self.kl_rise, progress)

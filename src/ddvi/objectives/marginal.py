@@ -51,7 +51,7 @@ class MarginalLikelihood(DataObjective):
     levels: int | None = None
 
     def loss(
-        self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float = 1.0
+        self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float | Tensor = 1.0
     ) -> tuple[Tensor, dict[str, Tensor]]:
         draws = PriorDraws.of(model, x, self.samples)
         log_weight = draws.log_weight(label)

@@ -22,6 +22,7 @@ from ddvi.errors import InputError
 from ddvi.likelihoods import Likelihood
 from ddvi.model import LatentVariableModel
 from ddvi.objectives.base import Batch, Objective, Update
+from ddvi.objectives.elbo import risen
 
 
 @final
@@ -33,10 +34,10 @@ class Powered(Likelihood):
         exponent: β.
     """
 
-    def __init__(self, likelihood: Likelihood, exponent: float) -> None:
+    def __init__(self, likelihood: Likelihood, exponent: float | Tensor) -> None:
         super().__init__()
         self.likelihood = likelihood
-        self.exponent = exponent
+        self.exponent: float | Tensor = exponent
         self.event_shape: torch.Size = likelihood.event_shape
 
     def forward(self, z: Tensor) -> Distribution:
@@ -77,13 +78,13 @@ class Tempered(Objective):
         if not (0 < self.rise <= 1 and 0 <= self.start <= 1):
             raise InputError(f"rise={self.rise} is in (0, 1] and start={self.start} in [0, 1]; correct them")
 
-    def exponent(self, progress: float) -> float:
+    def exponent(self, progress: float | Tensor) -> float | Tensor:
         """β when `progress` 0 … 1 of training is over."""
-        return self.start + (1 - self.start) * min(1.0, progress / self.rise)
+        return self.start + risen(1 - self.start, self.rise, progress)
 
     def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
         exponent = self.exponent(batch.progress)
-        if exponent < 1:
+        if isinstance(exponent, Tensor) or exponent < 1:
             others = model.preprocessing, model.discriminator, model.classifier
             likelihood = Powered(model.likelihood, exponent)
             model = LatentVariableModel(model.prior, likelihood, model.posterior, *others)

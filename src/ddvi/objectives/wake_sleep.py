@@ -109,15 +109,18 @@ class WakeSleep(DataObjective):
     fantasies: int = 1
 
     def loss(
-        self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float = 1.0
+        self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float | Tensor = 1.0
     ) -> tuple[Tensor, dict[str, Tensor]]:
         return self.wake.loss(model, x, label, progress)
 
     def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
         yield data_update(self, model, batch)
-        for _ in range(self.sleep_steps):
-            loss = sleep_loss(model, model.fantasise(self.fantasies * len(batch.x)), self.levels)
-            loss = loss.view(-1, len(batch.x)).mean(0)
+        if not self.sleep_steps:
+            return
+        # The decoder rests meanwhile, so that one pass of it makes the fantasies of all steps.
+        size = self.fantasies * len(batch.x)
+        for fantasies in model.fantasise(self.sleep_steps * size).split(size):
+            loss = sleep_loss(model, fantasies, self.levels).view(-1, len(batch.x)).mean(0)
             yield Update(("posterior", "classifier"), self.sleep_weight * loss, {"sleep": loss})
 
 
@@ -180,7 +183,7 @@ class ReweightedWakeSleep(DataObjective):
     variance_weight: float = 0.0
 
     def loss(
-        self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float = 1.0
+        self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float | Tensor = 1.0
     ) -> tuple[Tensor, dict[str, Tensor]]:
         count = len(x)
         with torch.no_grad():

@@ -53,7 +53,7 @@ class WarmUp(DataObjective):
     label_rate: float = 1.0
 
     def loss(
-        self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float = 1.0
+        self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float | Tensor = 1.0
     ) -> tuple[Tensor, dict[str, Tensor]]:
         view = model.view(x, label)
         weights = model.weigh(x, _diffusion(model).without_context(view.features).draw((1,)), view.label)

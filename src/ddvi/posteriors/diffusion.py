@@ -45,7 +45,8 @@ from ddvi.randomness import draw
 
 _LARGEST_LOG_FACTOR = 6.0  # of a variance against its anchor: e^±6 either way
 _LARGEST_COUPLING = 20.0  # e³, as far as a standard deviation may go: single precision follows no narrower slant
-_ROWS_AT_ONCE = 2560  # draws × levels that are differentiated together: what stays in a processor's cache is fastest
+_ROWS_AT_ONCE = 2560  # draws × levels that a CPU differentiates together: what stays in its cache is fastest
+_ROWS_AT_ONCE_ELSEWHERE = 2**17
 _JACOBIANS_UP_TO = 4  # latent dimensions: a pass for each of them is cheaper than T small ones
 
 
@@ -165,7 +166,8 @@ class DiffusionConditional(Conditional):
         with torch.no_grad():
             latents, _, noises = zip(*self._run(sample_shape), strict=True)
         latents, noises = latents[::-1], noises[::-1]
-        at_once = max(1, _ROWS_AT_ONCE // latents[0][..., 0].numel())
+        rows = _ROWS_AT_ONCE if latents[0].device.type == "cpu" else _ROWS_AT_ONCE_ELSEWHERE
+        at_once = max(1, rows // latents[0][..., 0].numel())
         parts: list[tuple[Tensor, ...]] = []
         for first in range(1, self.noise.steps + 1, at_once):
             t = slice(first, min(first + at_once, self.noise.steps + 1))

@@ -75,7 +75,9 @@ class Prior(nn.Module, abc.ABC):
             raise InputError(f"a label was given, but this {name} has no label parts; leave the label out")
         if given not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
             raise InputError(f"label is of {given}, but {name} takes a tensor of integers; convert it with .long()")
-        if (sampling or label.device.type == "cpu") and label.numel():
+        if label.is_cuda:  # an error there ends the process, but to look at it would wait for the device
+            torch._assert_async(((label >= 0) & (label < self.parts)).all(), f"labels are 0 … {self.parts - 1}")
+        elif label.numel():
             low, high = (bound.item() for bound in label.aminmax())
             if low < 0 or high >= self.parts:
                 given = f"labels run from {low} to {high}, but those of this {name} from 0 to {self.parts - 1}"
