@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from floor import Floor, Machine, Work
+from launches import Launches
 from rates import Case, Rate
 from rich import box
 from rich.console import Console
@@ -106,12 +107,17 @@ class Row:
     """In batches of training's size."""
     inference_large: Measured
     """In batches of `INFERENCE_BATCH`."""
+    launches: Launches | None = None
+    """On a GPU."""
 
     def as_dict(self) -> dict[str, Any]:
         kinds = ("training", "inference", "inference_large")
         measured: dict[str, Any] = {kind: getattr(self, kind).as_dict() for kind in kinds}
         facts: dict[str, Any] = {"name": self.case.name, "method": self.case.method}
-        return facts | {"objective": self.settings.objective} | measured | {"settings": self.settings.as_dict()}
+        facts |= {"objective": self.settings.objective} | measured
+        if self.launches is not None:
+            facts["launches"] = dataclasses.asdict(self.launches)
+        return facts | {"settings": self.settings.as_dict()}
 
 
 def semi_costs(rows: Sequence[Row]) -> dict[str, float]:
@@ -166,6 +172,30 @@ def floor_sheet(rows: Sequence[Row]) -> Sheet:
     header = ("method", "MFLOP", "GFLOP/s", "products, µs", "MB/step", "GB/s", "Adam, µs", "floor, µs", "measured, µs")
     note = "Matrix products at the best rate of their shapes, and the bytes that Adam moves at the bandwidth of memory."
     return Sheet("What an example costs in training, at least", header, cells, note)
+
+
+def launches_sheet(rows: Sequence[Row]) -> Sheet:
+    """On a GPU, what a step of training waits for."""
+    milli = 1e3
+    cells = [
+        (
+            row.case.name,
+            f"{known.one_by_one * milli:.2f}",
+            f"{known.recorded * milli:.2f}",
+            f"{known.kernels:,.0f}",
+            f"{known.busy * milli:.2f}",
+            f"{row.training.floor.product_seconds * milli:.2f}",
+            f"{row.training.floor.optimiser_seconds * milli:.2f}",
+        )
+        for row in rows
+        if (known := row.launches) is not None
+    ]
+    header = ("method", "one by one", "recorded", "kernels", "they take", "products", "Adam")
+    note = (
+        "Kernels launched one by one, or as one recording; how many there are, what they take, and of that\n"
+        "what matrix products and Adam would take at best. The rest is kernels that have less to do than to begin."
+    )
+    return Sheet("What a step of training waits for, milliseconds", header, cells, note)
 
 
 def inference_sheet(rows: Sequence[Row]) -> Sheet:

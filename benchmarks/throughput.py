@@ -26,6 +26,7 @@ from typing import Any
 import report
 import torch
 from floor import Machine, inference_work, training_work
+from launches import Launches
 from rates import INFERENCE_BATCH, Case, Images, Rate, Subject, inference_rate, training_rates
 from report import Measured, Row, Sheet
 from scaling import Bench
@@ -75,7 +76,11 @@ def measure(case: Case, common: dict[str, Any], images: Images, machine: Machine
     rates += [inference_rate(subject, size, seconds, repeats) for size in sizes]
     for work in works:
         machine.measure(work)
-    return Row(case, settings, *(Measured(rate, work, machine) for rate, work in zip(rates, works, strict=True)))
+    measured = [Measured(rate, work, machine) for rate, work in zip(rates, works, strict=True)]
+    launches = None
+    if machine.device.type == "cuda":
+        launches = Launches.of(subject, settings.batch_size / rates[0].median, seconds, repeats)
+    return Row(case, settings, *measured, launches)
 
 
 def beside_pythae(
@@ -177,7 +182,9 @@ def parts(
             rows.append(measure(case, common, images, machine, arguments.seconds, arguments.repeats))
     except INTERRUPTIONS as interruption:
         stopped = interruption  # what has been measured is shown
-    makers = (report.training_sheet, report.floor_sheet, report.inference_sheet)
+    makers = [report.training_sheet, report.floor_sheet, report.inference_sheet]
+    if device.type == "cuda":
+        makers.append(report.launches_sheet)
     yield "rows", [row.as_dict() for row in rows], [make(rows) for make in makers if rows]
     yield "semi_supervised_costs", report.semi_costs(rows), []
     if stopped:

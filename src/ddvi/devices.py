@@ -42,7 +42,20 @@ def make_fabric(settings: Settings, devices: int = 1, nodes: int = 1) -> Fabric:
     from lightning_fabric import Fabric
 
     precision: Any = _PRECISIONS[settings.precision]
-    return Fabric(accelerator=choose_device(settings), devices=devices, num_nodes=nodes, precision=precision)
+    with _quiet():
+        return Fabric(accelerator=choose_device(settings), devices=devices, num_nodes=nodes, precision=precision)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Fabric has some lines to say of how it starts, and of a precision that is chosen on purpose."""
+    log = logging.getLogger("lightning_fabric")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 @contextlib.contextmanager
@@ -68,15 +81,12 @@ def launched(settings: Settings) -> Iterator[Fabric]:
             raise InputError(f"torchrun has started {started} processes, but devices={devices}; give devices={started}")
     elif devices > 1 and SLURMEnvironment.detect():
         nodes = int(os.environ.get("SLURM_NNODES", 1))
-    fabric, log = make_fabric(settings, devices, nodes), logging.getLogger("lightning_fabric")
-    level = log.level
-    log.setLevel(logging.WARNING)  # it has four lines to say of this
+    fabric = make_fabric(settings, devices, nodes)
     try:
-        fabric.launch()
+        with _quiet():
+            fabric.launch()
     except ValueError as error:  # Slurm has started another number
         raise InputError(f"devices={devices} doesn't fit the processes that were started: {error}") from None
-    finally:
-        log.setLevel(level)
     try:
         yield fabric
     finally:
