@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.flop_counter import flop_registry
 
 from ddvi.randomness import preserved
+from ddvi.recording import captured
 
 _RECORDED = 20
 ADAM_PASSES = 7
@@ -298,9 +299,7 @@ class Machine:
 def _together(call: Callable[[], object]) -> tuple[int, Callable[[], object]]:
     """How many calls there are in what is given, which has a GPU carry them out one after the other."""
     call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with captured() as graph:
         for _ in range(_RECORDED):
             call()
     return _RECORDED, graph.replay

@@ -1,9 +1,12 @@
 """Recorded steps, with a tape in the place of a CUDA graph: it repeats operations, and nothing that Python does."""
 
+import contextlib
+import gc
 import math
 import signal
 import warnings
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +18,7 @@ from ddvi.composition import Observations, build_model, make_phases
 from ddvi.errors import TrainingError
 from ddvi.objectives.base import Labelled, Objective, Update
 from ddvi.randomness import seeded
-from ddvi.recording import Recorded
+from ddvi.recording import Recorded, captured, record
 from ddvi.schedule import Phase, Schedule
 from ddvi.settings import resolve
 from ddvi.training import Interrupted, Trainer
@@ -241,3 +244,22 @@ def test_each_shape_is_recorded_for_itself():
         for size in (2, 3):
             assert torch.equal(doubled(torch.full((size,), float(i))), torch.full((size,), 2.0 * i))
     assert recorder.recorded == 2
+
+
+def test_nothing_is_collected_while_a_device_is_recorded(monkeypatch):
+    """A stand-in for torch's own context: what is collected in it could free memory and spoil the recording."""
+    collected = []
+
+    @contextlib.contextmanager
+    def graph(made, capture_error_mode):
+        collected.append(gc.isenabled())
+        yield
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    output, _ = record(lambda x: 2 * x, [torch.ones(2)])
+    assert torch.equal(output, torch.full((2,), 2.0))
+    with pytest.raises(RuntimeError, match="no"), captured():
+        raise RuntimeError("no")
+    assert collected == [False, False]
+    assert gc.isenabled()

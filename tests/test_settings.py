@@ -143,6 +143,18 @@ def test_draws_of_reweighted_wake_sleep_are_chosen_by_what_they_cost_and_hit(
     assert tuple(getattr(found, name) for name in names) == expected
 
 
+def test_the_log_variance_loss_is_the_diffusions_alone_by_default() -> None:
+    of = {
+        m: resolve("mnist", m, "pinwheel", {"objective": "reweighted_wake_sleep"}) for m in ("vae", "nsf_vae", "ddvi")
+    }
+    assert {method: settings.variance_weight for method, settings in of.items()} == {
+        "vae": 0,
+        "nsf_vae": 0,
+        "ddvi": 0.25,
+    }
+    assert {settings.prior_samples for settings in of.values()} == {1024}
+
+
 def test_a_study_gives_every_method_the_same_passes() -> None:
     of = {method: resolve("mnist", method, "pinwheel", {"preset": "study"}) for method in METHODS}
     assert {(settings.epochs, settings.hidden_size) for settings in of.values()} == {(16, 500)}

@@ -11,6 +11,7 @@ Random numbers are those that the function would have drawn: torch moves the sta
 from __future__ import annotations
 
 import contextlib
+import gc
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -28,10 +29,24 @@ Recorder = Callable[[Function, list[Tensor]], tuple[Tensor, Replay]]
 _WAITS = "synchronizing CUDA operation"  # of torch's warning
 
 
+@contextlib.contextmanager
+def captured() -> Iterator[torch.cuda.CUDAGraph]:
+    """Record what a block launches on a CUDA device, where nothing of it is carried out yet."""
+    # No recording survives that memory is given back meanwhile, as happens when old recordings are collected.
+    collects, graph = gc.isenabled(), torch.cuda.CUDAGraph()
+    gc.collect()
+    gc.disable()
+    try:
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            yield graph
+    finally:
+        if collects:
+            gc.enable()
+
+
 def record(function: Function, inputs: list[Tensor]) -> tuple[Tensor, Replay]:
     """A `Recorder` for tensors on a CUDA device."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with captured() as graph:
         output = function(*inputs)
     graph.replay()
     return output, graph.replay

@@ -22,7 +22,6 @@ OBJECTIVE_DEFAULTS: dict[str, dict[str, Any]] = {
         "resampled": 4,
         "decoded": 4,
         "sleep_weight": 0.3,
-        "variance_weight": 0.25,
     },
     "marginal_likelihood": {"samples": 2000},
 }
@@ -107,7 +106,7 @@ class Settings:
     )
     decoded: int = setting(1, "of those, at most, that the decoder learns from; 4 in reweighted_wake_sleep", minimum=1)
     variance_weight: float = setting(
-        0.0, "of the log-variance loss, up to which it rises; 0.25 in reweighted_wake_sleep without labels", minimum=0
+        0.0, "of the log-variance loss, up to which it rises; 0.25 for ddvi without labels", minimum=0
     )
     kl_weight: float = setting(1.0, "weight of the divergence in training; 1 is the bound", minimum=0)
     kl_rise: float = setting(0.0, "share of training over which kl_weight rises linearly from 0", minimum=0, maximum=1)
@@ -306,7 +305,7 @@ def _layers(dataset: str, method: str, prior: str, semi: bool, values: Mapping[s
     rates = METHODS[method].learning_rates
     rate = rates.get(objective, rates.get(METHODS[method].objective))
     chosen = {"lr": rate} if searched and rate is not None else {}
-    usual = OBJECTIVE_DEFAULTS.get(objective, {})
+    usual = {**OBJECTIVE_DEFAULTS.get(objective, {}), **METHODS[method].objective_defaults.get(objective, {})}
     if semi:
         usual = usual | LABELLED_OBJECTIVE_DEFAULTS.get(objective, {})
     if values.get("latent_size", FIELDS["latent_size"].default) > 2:
