@@ -30,7 +30,7 @@ class Launches:
     @classmethod
     def of(cls, subject: Subject, recorded: float, seconds: float, repeats: int) -> Launches:
         """Of a step of training whose time when recorded is known."""
-        rates = training_rates(subject, seconds, repeats, recorder=None)
+        rates = training_rates(subject, seconds, repeats, graphs=False)
         watch = _Watch(subject.fabric.device)
         subject.trainer((_BEFORE + _WATCHED) * subject.settings.batch_size, 1, watch).fit()
         events = [event for event in watch.profile.key_averages() if event.self_device_time_total > 0]

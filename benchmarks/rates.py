@@ -20,7 +20,7 @@ from ddvi.labels import choose_labelled
 from ddvi.model import LatentVariableModel
 from ddvi.objectives.base import Labelled, Objective
 from ddvi.randomness import generator, seeded
-from ddvi.recording import Recorder, record
+from ddvi.recording import recorder
 from ddvi.schedule import Phase, Schedule
 from ddvi.settings import SEMI, Settings, resolve
 from ddvi.training import Trainer
@@ -109,15 +109,14 @@ class Subject:
         fabric.to_device(model)
         return cls(settings, model, make_phases(settings)[-1].objective, images, labelled, fabric)
 
-    def trainer(
-        self, examples: int, epochs: int, clock: Clock | None = None, recorder: Recorder | None = record
-    ) -> Trainer:
+    def trainer(self, examples: int, epochs: int, clock: Clock | None = None, graphs: bool = True) -> Trainer:
         """Of so many epochs over the first `examples`."""
         settings = self.settings
         phases = (Phase(epochs, self.objective),)
         schedule = Schedule(phases, settings.batch_size, settings.lr, "constant", settings.clip_norm)
         part = self.images.x[:examples]
-        options: dict[str, Any] = {"fabric": self.fabric, "labelled": self.labelled, "recorder": recorder}
+        how = recorder(graphs, self.fabric.device)
+        options: dict[str, Any] = {"fabric": self.fabric, "labelled": self.labelled, "recorder": how}
         return Trainer(self.model, schedule, part, listener=clock, **options)
 
     def train_one_step(self) -> None:
@@ -179,13 +178,13 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def training_rates(subject: Subject, seconds: float, repeats: int, recorder: Recorder | None = record) -> list[float]:
+def training_rates(subject: Subject, seconds: float, repeats: int, graphs: bool = True) -> list[float]:
     """Of `repeats` epochs of about `seconds` in all, after a warm-up; an epoch is as long as the machine needs."""
     batch_size = subject.settings.batch_size
 
     def epochs(steps: int, count: int) -> list[float]:
         clock = Clock(subject.fabric.device)
-        subject.trainer(steps * batch_size, count, clock, recorder).fit()
+        subject.trainer(steps * batch_size, count, clock, graphs).fit()
         return [steps * batch_size / spent for spent in clock.seconds]
 
     warm = max(epochs(2, 3))

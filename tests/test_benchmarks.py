@@ -371,7 +371,7 @@ def test_posteriors_of_simulations_are_compared(bench: SimpleNamespace, capsys: 
     pytest.importorskip("sbi")
     small = ["--simulations", "200", "--epochs", "1", "--pairs", "100", "--observations", "1", "--draws", "100"]
     before = torch.get_rng_state()
-    bench.calibration.main(["gaussian_mixture", "--methods", "ddvi", "npe", *small, "--forest", "--json"])
+    bench.calibration.main(["gaussian_mixture", "--methods", "ddvi", "npe", *small, "--json"])
     assert torch.equal(before, torch.get_rng_state())
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["method"] for row in rows] == ["ddvi", "npe"]

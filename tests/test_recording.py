@@ -78,8 +78,14 @@ class Recorder:
         return output, tape.play
 
 
-def train(method, overrides, recorder, path=None, resume=False, listener=None, epochs=4, phases=None, data=None):
-    overrides = TINY | {"epochs": epochs, "lr": 1e-3, "clip_norm": 5.0} | overrides
+def train(method, overrides, recorder, path=None, resume=False, listener=None, phases=None):
+    trainer = make(method, overrides, recorder, path, listener, phases)
+    trainer.fit(resume=resume)
+    return trainer
+
+
+def make(method, overrides, recorder, path=None, listener=None, phases=None):
+    overrides = TINY | {"epochs": 4, "lr": 1e-3, "clip_norm": 5.0} | overrides
     settings = resolve("digits" + "_semi" * method.endswith("_semi"), method, "gaussian_mixture", overrides)
     with seeded(0, "data"):
         x, label = torch.rand(40, 12), torch.randint(3, (10,))
@@ -87,10 +93,7 @@ def train(method, overrides, recorder, path=None, resume=False, listener=None, e
         model = build_model(settings, Observations((12,), "bernoulli", "binarise", parts=3, maximum=1.0))
     labelled = Labelled(x[:10], label) if settings.semi_supervised else None
     schedule = Schedule(phases or make_phases(settings), 16, settings.lr, clip_norm=settings.clip_norm)
-    x = x if data is None else data
-    trainer = Trainer(model, schedule, x, x[:8], path, None, listener, labelled, recorder=recorder)
-    trainer.fit(resume=resume)
-    return trainer
+    return Trainer(model, schedule, x, x[:8], path, None, listener, labelled, recorder=recorder)
 
 
 def weights(trainer):
@@ -99,7 +102,7 @@ def weights(trainer):
 
 @pytest.fixture(autouse=True)
 def labels_are_trusted(monkeypatch):
-    """On the CPU labels are looked at wherever they are used; on a GPU only where a user gives them."""
+    """On the CPU labels are looked at wherever they are used, which on a GPU would wait for it."""
     monkeypatch.setattr(
         "ddvi.priors.base.Prior._checked",
         lambda self, label, shape, sampling: label.long().expand(
@@ -122,23 +125,33 @@ def test_a_recorded_training_is_the_plain_one(method, overrides):
             assert one[name] == pytest.approx(other[name], rel=1e-3)
 
 
+class Messages:
+    def __init__(self):
+        self.told = []
+
+    def step(self, epoch, step, steps):
+        pass
+
+    def epoch(self, row):
+        pass
+
+    def message(self, text):
+        self.told.append(text)
+
+
+class Stops(Messages):
+    """Ctrl-C, once."""
+
+    def step(self, epoch, step, steps):
+        if (epoch, step) == (2, 2) and not self.told:
+            self.told.append("stop")
+            signal.raise_signal(signal.SIGINT)
+
+
 @pytest.mark.parametrize("recorded", [False, True])
 def test_a_recorded_run_goes_on_from_where_it_was_stopped(recorded, tmp_path):
     """Weights, moments and sums of an epoch that was cut off, whichever of both goes on with it."""
     path, whole = tmp_path / "checkpoint", train("ddvi", {"samples": 2}, Recorder())
-
-    class Stops:
-        trainer = None
-
-        def step(self, epoch, step, steps):
-            if (epoch, step) == (2, 2):
-                signal.raise_signal(signal.SIGINT)
-
-        def epoch(self, row):
-            pass
-
-        def message(self, text):
-            pass
 
     with pytest.raises(Interrupted):
         train("ddvi", {"samples": 2}, Recorder(), path, listener=Stops())
@@ -147,6 +160,37 @@ def test_a_recorded_run_goes_on_from_where_it_was_stopped(recorded, tmp_path):
         torch.testing.assert_close(weights(resumed)[name], value, rtol=1e-4, atol=1e-6)
     for one, other in zip(resumed.state.history, whole.state.history, strict=True):
         assert one["wake"] == pytest.approx(other["wake"], rel=1e-3)
+
+
+def test_a_trainer_that_was_stopped_goes_on_itself(tmp_path):
+    """What was recorded before adds to sums and moments that aren't those of the checkpoint."""
+    whole = train("ddvi", {"samples": 2}, Recorder())
+    trainer = make("ddvi", {"samples": 2}, Recorder(), tmp_path / "checkpoint", Stops())
+    with pytest.raises(Interrupted):
+        trainer.fit()
+    trainer.fit(resume=True)
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(weights(trainer)[name], value, rtol=1e-4, atol=1e-6)
+    assert trainer.state.history[-1]["wake"] == pytest.approx(whole.state.history[-1]["wake"], rel=1e-3)
+
+
+def test_nothing_of_recordings_is_left_behind():
+    trainer = train("vae", {}, Recorder())
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+    assert all(type(optimizer.param_groups[0]["lr"]) is float for optimizer in trainer.steps.optimizers.values())
+    assert not trainer.steps.recorded
+
+
+def test_double_precision_is_recorded_too():
+    torch.set_default_dtype(torch.float64)
+    try:
+        recorded, plain = train("vae", {}, Recorder()), train("vae", {}, None)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for name, value in weights(plain).items():
+        torch.testing.assert_close(
+            weights(recorded)[name], value, rtol=1e-6, atol=1e-8
+        )  # of a learning rate in single precision
 
 
 STEPS = 12  # of four epochs
@@ -172,20 +216,6 @@ class Spoilt(Objective):
                     loss = torch.where(hit, torch.nan, loss)
                     terms = {name: torch.where(hit, torch.nan, value) for name, value in terms.items()}
             yield Update(update.children, loss, terms)
-
-
-class Messages:
-    def __init__(self):
-        self.told = []
-
-    def step(self, epoch, step, steps):
-        pass
-
-    def epoch(self, row):
-        pass
-
-    def message(self, text):
-        self.told.append(text)
 
 
 @pytest.mark.parametrize(
@@ -219,22 +249,36 @@ def test_what_waits_for_the_device_is_carried_out_as_it_is(monkeypatch):
     """Torch warns where a CUDA device is waited for; here something else says so."""
 
     def waits(x):
-        warnings.warn("called a synchronizing CUDA operation", UserWarning, stacklevel=1)
+        if modes[-1:] == ["warn"]:
+            warnings.warn("called a synchronizing CUDA operation", UserWarning, stacklevel=1)
+        warnings.warn("something else", UserWarning, stacklevel=1)
         return 2 * x
 
+    modes = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
     recorder = Recorder()
     plain, recorded = Recorded(waits, recorder), Recorded(lambda x: 2 * x, recorder)
-    with pytest.warns(UserWarning, match="synchronizing"):
+    with pytest.warns(UserWarning, match="something else") as warned:
         results = [float(plain(torch.tensor(float(i)))) for i in range(5)]
+    assert {str(each.message) for each in warned} == {"something else"}
     assert results == [0, 2, 4, 6, 8]
+    assert modes == ["warn", 0]
     assert plain.waits
     assert not recorder.recorded
     assert [float(recorded(torch.tensor(float(i)))) for i in range(5)] == results
     assert recorder.recorded == 1
     assert not recorded.waits
+
+
+def test_what_cannot_be_recorded_says_how_to_go_on():
+    def fails(function, inputs):
+        raise RuntimeError("operation not permitted when stream is capturing\nsearch for it")
+
+    doubled = Recorded(lambda x: 2 * x, fails)
+    with pytest.raises(TrainingError, match=r"can't be recorded .*stream is capturing\); train with graphs=false"):
+        [doubled(torch.ones(2)) for _ in range(3)]
 
 
 def test_each_shape_is_recorded_for_itself():

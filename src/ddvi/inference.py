@@ -44,7 +44,7 @@ from ddvi.own import (
 )
 from ddvi.posteriors.base import Posterior, PosteriorMaker
 from ddvi.randomness import derive_seed, seeded
-from ddvi.recording import record
+from ddvi.recording import recorder
 from ddvi.schedule import Phase, Schedule
 from ddvi.settings import Settings, convert
 from ddvi.supports import Bijection, section
@@ -381,8 +381,9 @@ class Inference:
         seed = derive_seed(self.settings.seed, "fit", before) if before else self.settings.seed
         schedule = Schedule((Phase(passes, objective, frozen),), batch_size, lr, seed=seed)
         data: dict[str, Any] = {"validation_x": validation, "train_z": z, "validation_z": validation_z}
-        data["recorder"] = record if self.settings.graphs else None
-        trainer = Trainer(self.model, schedule, x, fabric=self._place(), listener=listener, **data)
+        fabric = self._place()
+        data["recorder"] = recorder(self.settings.graphs, fabric.device)
+        trainer = Trainer(self.model, schedule, x, fabric=fabric, listener=listener, **data)
         try:
             trainer.fit()
         finally:

@@ -59,8 +59,8 @@ class Fantasies(NamedTuple):
 
     def split(self, size: int) -> list[Fantasies]:
         """Portions of so many."""
-        labels = [None] * len(self.x) if self.label is None else self.label.split(size)
-        return [Fantasies(*each) for each in zip(self.x.split(size), self.z.split(size), labels, strict=False)]
+        portions = [slice(start, start + size) for start in range(0, len(self.x), size)]
+        return [Fantasies(self.x[p], self.z[p], None if self.label is None else self.label[p]) for p in portions]
 
 
 class Weights(NamedTuple):

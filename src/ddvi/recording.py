@@ -21,6 +21,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from ddvi.errors import TrainingError
+
 Function = Callable[..., Tensor]
 Replay = Callable[[], None]
 Recorder = Callable[[Function, list[Tensor]], tuple[Tensor, Replay]]
@@ -42,6 +44,11 @@ def captured() -> Iterator[torch.cuda.CUDAGraph]:
     finally:
         if collects:
             gc.enable()
+
+
+def recorder(graphs: bool, device: torch.device) -> Recorder | None:
+    """How steps are recorded on a device; None where they aren't, or shouldn't be."""
+    return record if graphs and device.type == "cuda" else None
 
 
 def record(function: Function, inputs: list[Tensor]) -> tuple[Tensor, Replay]:
@@ -69,6 +76,9 @@ class Recorded:
     Args:
         function: of tensors on a CUDA device.
         recorder: how it is recorded.
+
+    Raises:
+        TrainingError: it can't be, though it wasn't seen to wait.
     """
 
     def __init__(self, function: Function, recorder: Recorder = record) -> None:
@@ -92,7 +102,12 @@ class Recorded:
         recording = self._recordings.get(shapes)
         if recording is None:
             own = [each.clone() for each in inputs]
-            recording = self._recordings[shapes] = _Recording(own, *self.recorder(self.function, own))
+            try:
+                recording = self._recordings[shapes] = _Recording(own, *self.recorder(self.function, own))
+            except RuntimeError as error:
+                raise TrainingError(
+                    f"a step can't be recorded on this device ({str(error).splitlines()[0]}); train with graphs=false"
+                ) from error
             return recording.output
         for mine, given in zip(recording.inputs, inputs, strict=True):
             mine.copy_(given)

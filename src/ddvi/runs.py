@@ -80,7 +80,7 @@ def _train(
     from ddvi import checkpoint, data
     from ddvi.composition import build_model, make_schedule, observe
     from ddvi.randomness import seeded
-    from ddvi.recording import record
+    from ddvi.recording import recorder
     from ddvi.training import Trainer
 
     folder, say = settings.folder, listener.message if listener else _silent
@@ -112,8 +112,10 @@ def _train(
         _take_decoder(model, Path(settings.decoder))
     watcher = _HistoryWriter(folder, listener, logger)
     schedule = make_schedule(fitted)
-    path, recorder = folder / CHECKPOINT, record if settings.graphs else None
-    trainer = Trainer(model, schedule, train_x, validation_x, path, fabric, watcher, labelled, recorder=recorder)
+    trainer = Trainer(
+        *(model, schedule, train_x, validation_x, folder / CHECKPOINT, fabric, watcher, labelled),
+        recorder=recorder(settings.graphs, fabric.device),
+    )
     watcher.trainer = trainer
     if not resume and fabric.is_global_zero:
         for name in (METRICS, WEIGHTS, CHECKPOINT, HISTORY):

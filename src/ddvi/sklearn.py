@@ -32,7 +32,7 @@ from ddvi.model import LatentVariableModel
 from ddvi.objectives.base import Labelled
 from ddvi.preprocessing import Standardise
 from ddvi.randomness import alike, seeded
-from ddvi.recording import record
+from ddvi.recording import recorder
 from ddvi.settings import FIELDS, SEMI, Settings, resolve
 from ddvi.training import Trainer
 
@@ -150,10 +150,12 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         with seeded(settings.seed, "model"):
             model = build_model(settings, observations, x[rows])
         settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, len(rows)))
+        fabric = make_fabric(settings)
         trainer = Trainer(
-            model, make_schedule(settings), x[rows], x[out] if held_out else None, None, make_fabric(settings),
-            labelled=labelled, recorder=record if settings.graphs else None,
-        )  # fmt: skip
+            *(model, make_schedule(settings), x[rows], x[out] if held_out else None, None, fabric),
+            labelled=labelled,
+            recorder=recorder(settings.graphs, fabric.device),
+        )
         self.history_: list[dict[str, Any]] = trainer.fit()
         self.model_: LatentVariableModel = model.to("cpu").double().eval()
         vars(self).pop("classes_", None)

@@ -7,7 +7,7 @@ one is already on its way.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, final
 
@@ -19,7 +19,7 @@ from ddvi.model import LatentVariableModel
 from ddvi.objectives.base import Batch, Labelled, Update
 from ddvi.processes import Processes
 from ddvi.randomness import mean, own, part
-from ddvi.recording import Recorded, Recorder, record
+from ddvi.recording import Recorded, Recorder
 from ddvi.schedule import Phase, Schedule
 
 
@@ -71,7 +71,7 @@ class Steps:
         schedule: how.
         fabric: devices and precision.
         processes: all that train together.
-        recorder: how steps are recorded; None carries them out operation by operation.
+        recorder: how steps are recorded, of a process that trains alone; None carries them out operation by operation.
     """
 
     def __init__(
@@ -89,8 +89,7 @@ class Steps:
         self.fabric = fabric
         self.processes = processes
         kind = fabric.device.type
-        can_record = not processes.several and (kind == "cuda" or recorder is not record)
-        self.recorder: Recorder | None = recorder if can_record else None
+        self.recorder: Recorder | None = None if processes.several else recorder
         self.groups: dict[str, list[torch.nn.Parameter]] = model.groups()
         options: dict[str, Any] = {"fused": kind in ("cpu", "cuda"), "capturable": kind == "cuda"}
         self.optimizers: dict[str, torch.optim.Adam] = {
@@ -99,8 +98,11 @@ class Steps:
         self.sums: dict[str, Tensor] = {}
         """Of each term over the examples since `clear`, as far as this process counts them, and their number."""
         self._phase: Phase | None = None
-        self._carry_out: Callable[..., Tensor] = self._updates
-        self._names: list[tuple[str, ...]] = []
+        self._carry_out: Callable[..., Tensor] | None = None
+        self._names: dict[
+            int, list[tuple[str, ...]]
+        ] = {}  # by the size of a batch, each of which is recorded for itself
+        self._total: torch.dtype = torch.float32 if kind == "mps" else torch.float64  # which MPS has none of
 
     @property
     def recorded(self) -> bool:
@@ -123,6 +125,19 @@ class Steps:
         for total in self.sums.values():
             total.zero_()
 
+    def restore(self, sums: Mapping[str, Tensor]) -> None:
+        """Go on from sums that a process had, on whatever device."""
+        self.sums = {name: self.fabric.to_device(value.to(self._total)) for name, value in sums.items()}
+
+    def release(self) -> None:
+        """Let go of recordings, gradients and all else that only further steps would need."""
+        self._phase = self._carry_out = None
+        for name, parameters in self.groups.items():
+            optimizer: Any = self.optimizers[name]
+            optimizer.found_inf, optimizer.param_groups[0]["lr"] = None, self.schedule.lr
+            for parameter in parameters:
+                parameter.grad = None
+
     def __call__(self, rows: Tensor, progress: float, labelled: Tensor | None) -> Outcome:
         """One step.
 
@@ -131,23 +146,24 @@ class Steps:
             progress: how much of training is over, 0 … 1.
             labelled: those of the labelled examples beside it, (B,), or None without any.
         """
+        assert self._carry_out is not None, "begin comes first"
         mine, lr = part(rows), self.schedule.learning_rate(progress)
         told = () if labelled is None else (part(labelled),)
         if self.recorded:
-            device = rows.device
-            now = torch.full((), progress, dtype=torch.float64, device=device), torch.full((), lr, device=device)
+            now = self._scalar(progress, torch.float64), self._scalar(lr, torch.float32)
             finite = self._carry_out(mine, *now, *told)
         else:
             finite = self._carry_out(mine, progress, lr, *told)
         self._add("examples", float(len(own(mine))))
+        names = self._names[len(mine)]
         if not self.recorded:
-            return Outcome(self._names, finite, None)
+            return Outcome(names, finite, None)
         # The next step writes into the same tensor.
         ready = torch.cuda.Event() if finite.is_cuda else None
         finite = finite.to("cpu", non_blocking=True, copy=True)
         if ready is not None:
             ready.record()
-        return Outcome(self._names, finite, ready)
+        return Outcome(names, finite, ready)
 
     def _updates(
         self, phase: Phase, rows: Tensor, progress: Tensor | float, lr: Tensor | float, labelled: Tensor | None = None
@@ -160,14 +176,16 @@ class Steps:
         x, z, known = self.data
         prepared, held_back = self.model.preprocessing, None
         if isinstance(progress, Tensor):
-            held_back = torch.zeros((), device=rows.device)
+            held_back = self._scalar(0.0, torch.float32)
         with self.fabric.autocast():
             seen, latents = prepared(x[rows]), None if z is None else z[rows]
             told = None
             if known is not None and labelled is not None:
                 told = Labelled(prepared(known.x[labelled]), known.label[labelled])
             updates = phase.objective.updates(self.model, Batch(seen, progress, told, latents))
-        self._names, finite = [], []
+        names: list[tuple[str, ...]] = []
+        finite: list[Tensor] = []
+        self._names[len(rows)] = names
         while True:
             with self.fabric.autocast():
                 update = next(updates, None)
@@ -176,7 +194,7 @@ class Steps:
             good = self._apply(update, phase.frozen, lr, held_back)
             values = {name: own(value.detach()) for name, value in update.terms.items()}
             sums = {name: self._sum(value) for name, value in values.items()}
-            self._names.append(tuple(sums))
+            names.append(tuple(sums))
             finite += [good, *(total.isfinite() for total in sums.values())]
             if held_back is None and not good:
                 break
@@ -184,7 +202,7 @@ class Steps:
                 count = float(values[name].numel())
                 self._add(name, total if held_back is None else torch.where(held_back > 0, 0.0, total))
                 self._add(f"count/{name}", count if held_back is None else count * (1 - held_back))
-        return torch.stack(finite)
+        return torch.stack(finite) if finite else self._scalar(True, torch.bool).expand(0)
 
     def _apply(self, update: Update, frozen: frozenset[str], lr: Tensor | float, held_back: Tensor | None) -> Tensor:
         """Carry out one update if its loss and gradient are finite, and say whether they are, ().
@@ -199,7 +217,7 @@ class Steps:
         active = [name for name in update.children if name in self.groups and name not in frozen]
         parameters = [parameter for name in active for parameter in self.groups[name]]
         if not parameters:
-            return torch.ones((), dtype=torch.bool, device=self.fabric.device)
+            return self._scalar(True, torch.bool)
         for parameter in parameters:
             parameter.grad = None
         loss = mean(update.loss)
@@ -223,9 +241,12 @@ class Steps:
 
     def _add(self, name: str, value: Tensor | float) -> None:
         if name not in self.sums:
-            self.sums[name] = self._sum(torch.zeros(1, device=self.fabric.device))
+            self.sums[name] = self._scalar(0.0, self._total)
         self.sums[name].add_(value)
 
     def _sum(self, values: Tensor) -> Tensor:
-        """In double precision, which MPS has none of."""
-        return values.sum(dtype=torch.float32 if values.device.type == "mps" else torch.float64)
+        return values.sum(dtype=self._total)
+
+    def _scalar(self, value: float, dtype: torch.dtype) -> Tensor:
+        """On the device, which isn't waited for."""
+        return torch.full((), value, dtype=dtype, device=self.fabric.device)

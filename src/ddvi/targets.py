@@ -38,6 +38,7 @@ from ddvi.posteriors.base import Posterior, PosteriorMaker
 from ddvi.posteriors.gaussian import GaussianHead
 from ddvi.priors import Prior, StandardGaussian
 from ddvi.randomness import derive_seed, seeded
+from ddvi.recording import recorder
 from ddvi.schedule import Phase, Schedule
 from ddvi.settings import Settings, convert
 from ddvi.supports import Bijection, section
@@ -243,7 +244,10 @@ class Target:
         phase = Phase(passes, objective, frozenset({"likelihood", "prior"}))
         schedule = Schedule((phase,), batch_size, convert("lr", lr), seed=seed)
         nothing = torch.zeros(rows, 1)  # observations that say nothing
-        trainer = Trainer(self.model, schedule, nothing, fabric=self._fabric, listener=listener, train_z=z)
+        how = recorder(self.settings.graphs, self._fabric.device)
+        trainer = Trainer(
+            self.model, schedule, nothing, fabric=self._fabric, listener=listener, train_z=z, recorder=how
+        )
         try:
             trainer.fit()
         finally:

@@ -1,9 +1,9 @@
 """The one training loop.
 
 It takes a model, phases (an objective each, and which children of the model rest) and data in memory; it knows about
-devices, precision, optimisers, checkpoints and the history, and nothing about any method. A run that is killed and
-resumed ends with the weights of one that was not: batches follow from seed and epoch, everything else random from
-torch's state, which is part of the checkpoint.
+devices, batches, checkpoints and the history, and nothing about any method. What a step does is in `ddvi.steps`. A run
+that is killed and resumed ends with the weights of one that was not: batches follow from seed and epoch, everything
+else random from torch's state, which is part of the checkpoint.
 """
 
 from __future__ import annotations
@@ -156,8 +156,12 @@ class Trainer:
                 self._restore()
             self.processes.start_alike(self.model, [len(self.train_x), len(self.labelled.x) if self.labelled else 0])
             self.model.train()
-            while self.state.epoch < self.schedule.epochs:
-                self._epoch(interrupted)
+            try:
+                while self.state.epoch < self.schedule.epochs:
+                    self._epoch(interrupted)
+            finally:
+                self._open.clear()
+                self.steps.release()
         self.model.eval()
         return self.state.history
 
@@ -182,10 +186,12 @@ class Trainer:
             stop, due = self.processes.any((interrupted.is_set(), due))
             if stop or due:
                 self._judge()
+                state.seconds = seconds_before + time.monotonic() - started
                 self._save()
             if stop:
                 raise Interrupted
         self._judge()
+        state.seconds = seconds_before + time.monotonic() - started
         row = self._row()
         state.history.append(row)
         state.epoch, state.step, state.seconds, state.skipped = state.epoch + 1, 0, 0.0, 0
@@ -286,8 +292,8 @@ class Trainer:
         checkpoint.load_weights(self.model, parts["model"], self.path)
         for name, optimizer in self.steps.optimizers.items():
             checkpoint.restore_optimizer(name, optimizer, tensors)
-        sums = {name: value * self.processes.first for name, value in self.fabric.to_device(parts["sums"]).items()}
-        self.steps.sums, self.state = sums, State(**facts["state"])
+        self.steps.restore({name: value * self.processes.first for name, value in parts["sums"].items()})
+        self.state = State(**facts["state"])
         set_random_state(parts["random"])
 
     @contextlib.contextmanager

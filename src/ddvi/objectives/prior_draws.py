@@ -26,22 +26,22 @@ class PriorDraws(NamedTuple):
     """(S,), or None in a model without labels."""
     every_log_weight: Tensor
     """log( p_θ(x | z_s) / S ), (S, B), whose sum over s estimates p_θ(x)."""
-    labels: int = 0
-    """C, which follow each other in turn; 0 in a model without labels."""
+    parts: int
+    """C, whose draws follow each other in turn; 0 in a model without labels."""
 
     @classmethod
     def of(cls, model: LatentVariableModel, x: Tensor, samples: int) -> PriorDraws:
         """S = `samples` of them, with labels the next multiple of their number, for x (B, *event)."""
-        label, labels = None, 0
+        label, parts = None, 0
         if model.classifier is not None and model.prior.parts:
-            labels = model.prior.parts
-            samples = ceil(samples / labels) * labels
-            label = torch.arange(samples, device=x.device) % labels
+            parts = model.prior.parts
+            samples = ceil(samples / parts) * parts
+            label = torch.arange(samples, device=x.device) % parts
         with sharded(None):  # the same draws and, of a decoder with dropout, means in each of several processes
             with torch.no_grad():
                 z = model.prior.sample((samples,), label=label)
             log_likelihood = model.likelihood.pairwise_log_prob(x, z)
-        return cls(z, label, log_likelihood.T - log(samples), labels)
+        return cls(z, label, log_likelihood.T - log(samples), parts)
 
     def log_weight(self, label: Tensor | None = None) -> Tensor:
         """log( p_θ(x | z_s) / S ), (S, B); given labels (B,) that of other labels' draws is −∞."""
@@ -51,5 +51,5 @@ class PriorDraws(NamedTuple):
 
     def log_joint(self) -> Tensor:
         """The estimate of log p_θ(x, l), (C, B)."""
-        assert self.labels
-        return self.every_log_weight.unflatten(0, (-1, self.labels)).logsumexp(0)
+        assert self.parts
+        return self.every_log_weight.unflatten(0, (-1, self.parts)).logsumexp(0)

@@ -46,7 +46,8 @@ class Prior(nn.Module, abc.ABC):
         """Draw z ~ p(z), or z ~ p(z|l), of shape `(*sample_shape, D)`; labels broadcast to `sample_shape`.
 
         Raises:
-            InputError: the label isn't of integers in range, or doesn't broadcast.
+            InputError: the label isn't of integers in range, or doesn't broadcast. On CUDA, where to look at it would
+                wait for the device, one out of range fails there.
         """
         shape, anchor = torch.Size(sample_shape), self._anchor
         label = None if label is None else self._checked(label, shape, sampling=True).to(anchor.device)
@@ -77,7 +78,7 @@ class Prior(nn.Module, abc.ABC):
             raise InputError(f"label is of {given}, but {name} takes a tensor of integers; convert it with .long()")
         if label.is_cuda:  # an error there ends the process, but to look at it would wait for the device
             torch._assert_async(((label >= 0) & (label < self.parts)).all(), f"labels are 0 … {self.parts - 1}")
-        elif label.numel():
+        elif (sampling or label.device.type == "cpu") and label.numel():
             low, high = (bound.item() for bound in label.aminmax())
             if low < 0 or high >= self.parts:
                 given = f"labels run from {low} to {high}, but those of this {name} from 0 to {self.parts - 1}"
