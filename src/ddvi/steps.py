@@ -22,6 +22,9 @@ from ddvi.randomness import mean, own, part
 from ddvi.recording import Recorded, Recorder
 from ddvi.schedule import Phase, Schedule
 
+Names = list[tuple[str, ...]]
+"""Of the terms of each of a step's updates."""
+
 
 class TrainingData(NamedTuple):
     """What is trained on, on the device."""
@@ -37,8 +40,7 @@ class TrainingData(NamedTuple):
 class Outcome(NamedTuple):
     """What became of a step, which may not have been carried out yet."""
 
-    names: list[tuple[str, ...]]
-    """Of the terms of each update."""
+    names: Names
     finite: Tensor
     """Of each update whether its loss and gradient are finite, and each of its terms: one after the other."""
     ready: torch.cuda.Event | None
@@ -99,10 +101,8 @@ class Steps:
         """Of each term over the examples since `clear`, as far as this process counts them, and their number."""
         self._phase: Phase | None = None
         self._carry_out: Callable[..., Tensor] | None = None
-        self._names: dict[
-            int, list[tuple[str, ...]]
-        ] = {}  # by the size of a batch, each of which is recorded for itself
-        self._total: torch.dtype = torch.float32 if kind == "mps" else torch.float64  # which MPS has none of
+        self._names: dict[int, Names] = {}  # by size of the batch, each of which is recorded for itself
+        self._total: torch.dtype = torch.float32 if kind == "mps" else torch.float64  # MPS has no doubles
 
     @property
     def recorded(self) -> bool:
@@ -183,7 +183,7 @@ class Steps:
             if known is not None and labelled is not None:
                 told = Labelled(prepared(known.x[labelled]), known.label[labelled])
             updates = phase.objective.updates(self.model, Batch(seen, progress, told, latents))
-        names: list[tuple[str, ...]] = []
+        names: Names = []
         finite: list[Tensor] = []
         self._names[len(rows)] = names
         while True:
