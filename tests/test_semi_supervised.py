@@ -285,11 +285,16 @@ def elbo_by_hand(model, batch, samples, kl_weight):
     return -unlabelled - labelled + WEIGHT * classification(model, batch.labelled)
 
 
-def sleep_by_hand(model, count, levels):
+def fantasies_by_hand(model, count, steps):
+    """Those of all sleep steps come from one pass."""
     with torch.no_grad():
-        label = torch.randint(3, (count,))
-        z = model.prior.sample((count,), label)
+        label = torch.randint(3, (steps * count,))
+        z = model.prior.sample((steps * count,), label)
         x = model.likelihood(z).sample()
+    return zip(x.split(count), z.split(count), label.split(count), strict=True)
+
+
+def sleep_by_hand(model, x, z, label, levels):
     own = log_label(model, x).gather(1, label[:, None])[:, 0]
     return -own - model.posterior(x, label).log_bound(z, levels)
 
@@ -341,8 +346,8 @@ def test_wake_sleep_with_labels_is_its_definition(name, levels):
     wake, *sleep = losses(objective, model, batch)
     assert_loss(wake, elbo_by_hand(model, batch, 2, 1.0))
     assert len(sleep) == 2, "once for the step, not once for each kind of data"
-    for update in sleep:
-        assert_loss(update, 0.5 * sleep_by_hand(model, 7, levels))
+    for update, fantasies in zip(sleep, fantasies_by_hand(model, 7, 2), strict=True):
+        assert_loss(update, 0.5 * sleep_by_hand(model, *fantasies, levels))
         assert touches(update.loss, model.classifier)
         assert touches(update.loss, model.posterior.label)
         assert not touches(update.loss, model.likelihood)
