@@ -22,6 +22,7 @@ from ddvi.recording import Recorded, captured, record
 from ddvi.schedule import Phase, Schedule
 from ddvi.settings import resolve
 from ddvi.training import Interrupted, Trainer
+from listeners import Messages
 
 TINY = {"hidden_size": 16, "denoiser_size": 16, "steps": 3, "parts": 3, "context_size": 4, "flow_layers": 2}
 WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "equal"}
@@ -35,6 +36,7 @@ COMPOSITIONS = [
     ("ddvi", {"samples": 2, "prior_samples": 8}),
     ("ddvi", {"objective": "elbo", "covariance": "diagonal", "dropout": 0.2}),
     ("ddvi", {"preset": "paper", "epochs": 9, "warmup": 3, "freeze_decoder": 3, "samples": 1}),
+    ("ddvi", {"objective": "marginal_likelihood", "samples": 20}),
     ("vae_semi", {}),
     ("ddvi_semi", {"samples": 2, "prior_samples": 9}),
 ]
@@ -123,20 +125,6 @@ def test_a_recorded_training_is_the_plain_one(method, overrides):
         assert list(one) == list(other)
         for name in set(one) - {"seconds", "examples_per_second"}:
             assert one[name] == pytest.approx(other[name], rel=1e-3)
-
-
-class Messages:
-    def __init__(self):
-        self.told = []
-
-    def step(self, epoch, step, steps):
-        pass
-
-    def epoch(self, row):
-        pass
-
-    def message(self, text):
-        self.told.append(text)
 
 
 class Stops(Messages):

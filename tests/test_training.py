@@ -23,6 +23,7 @@ from ddvi.randomness import seeded
 from ddvi.schedule import Phase, Schedule
 from ddvi.settings import resolve
 from ddvi.training import Interrupted, Trainer
+from listeners import Messages
 
 METHODS = ("vae", "aae", "ddvi")
 TIME_COLUMNS = {"seconds", "examples_per_second"}
@@ -330,19 +331,6 @@ def test_a_batch_larger_than_the_data_is_refused():
     model, objective = tiny_model()
     with pytest.raises(InputError, match="batch_size=128 is larger than the 100 training examples; use at most 100"):
         Trainer(model, Schedule((Phase(1, objective),)), tiny_data())
-
-
-class Messages(SavesOften):
-    """A listener that keeps what it was told."""
-
-    def __init__(self):
-        object.__setattr__(self, "told", [])
-
-    def step(self, epoch, step, steps):
-        pass
-
-    def message(self, text):
-        self.told.append(text)
 
 
 class Spoiled(Objective):
