@@ -24,6 +24,19 @@ def test_the_callers_arithmetic_is_given_back_even_after_an_error():
     assert before == (torch.get_num_threads(), torch.get_default_dtype(), torch.get_float32_matmul_precision())
 
 
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this processor has no way to flush them")
+@pytest.mark.parametrize("callers", [False, True])
+def test_denormal_numbers_are_zero_meanwhile_and_then_the_callers_choice(callers):
+    smallest = torch.full((100,), 1e-39)
+    try:
+        torch.set_flush_denormal(callers)
+        with arithmetic(threads=1):
+            assert not (smallest * 0.5).any()
+        assert bool((smallest * 0.5).any()) is not callers
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def test_the_chosen_path_keeps_single_precision_and_the_callers_random_state():
     state = torch.get_rng_state()
     path = fastest_path()

@@ -1,4 +1,4 @@
-"""Threads, floating-point type and the path of matrix products, for the length of a run.
+"""Threads, floating-point type, numbers next to zero and the path of matrix products, for the length of a run.
 
 Torch multiplies matrices through one of several libraries, which a global precision setting selects; on some processors
 the default one runs at less than half the rate of another that is just as exact. Which is fastest is measured once on
@@ -33,6 +33,9 @@ _SHAPES = ((128, 784, 1000), (1024, 128, 128))
 def arithmetic(precision: str = "32", threads: int = 0, path: str | None = None) -> Iterator[str]:
     """Run a block with a run's threads, floating-point type and matrix products, and restore the caller's afterwards.
 
+    Denormal numbers, below 1e-38 in single precision, count as zero: activations and gradients fade to them, and a
+    matrix product of them takes several times as long. Threads that torch starts meanwhile go on so.
+
     Args:
         precision: "32", "64" or "bf16", as the setting.
         threads: CPU threads; 0 keeps the caller's.
@@ -43,6 +46,8 @@ def arithmetic(precision: str = "32", threads: int = 0, path: str | None = None)
     """
     _keep_memory()
     before = torch.get_num_threads(), torch.get_default_dtype(), torch.get_float32_matmul_precision()
+    flushes = _flushes()
+    torch.set_flush_denormal(True)
     torch.set_num_threads(threads or before[0])
     torch.set_default_dtype(torch.float64 if precision == "64" else torch.float32)
     try:
@@ -53,6 +58,12 @@ def arithmetic(precision: str = "32", threads: int = 0, path: str | None = None)
         torch.set_num_threads(before[0])
         torch.set_default_dtype(before[1])
         torch.set_float32_matmul_precision(before[2])
+        torch.set_flush_denormal(flushes)
+
+
+def _flushes() -> bool:
+    """Whether denormal numbers count as zero, which torch doesn't tell."""
+    return not torch.full((2,), 1e-39, dtype=torch.float32).mul(0.5).any()
 
 
 def _keep_memory() -> None:
