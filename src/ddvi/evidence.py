@@ -28,6 +28,7 @@ from ddvi.randomness import generator
 _NEGLIGIBLE_PRIOR = -40.0  # log density against the highest: an outlier may gain that much in likelihood
 _NEGLIGIBLE_WEIGHT = -20.0  # log share of an example's evidence
 _NEGLIGIBLE_UNRESOLVED = -400.0  # the same where the first lattice is too coarse to tell, halved by each doubling
+_NO_MORE = -80.0  # log share of the largest term: below the last digit of any sum
 _LARGEST_SHARE = 0.2  # of one node, where the lattice resolves the posterior
 _ANGLE = math.pi / 8  # of the lattice: as far from its axes as from its diagonals, and its tangent is irrational
 _PROBE_SIDE = 256
@@ -145,11 +146,13 @@ def _accumulate(
     for part in z.split(max(64, largest_part)):
         part = part.to(next(likelihood.parameters(), z).dtype)
         joint = likelihood.pairwise_log_prob(x, part) + prior.log_prob(part)
-        total = torch.logaddexp(total, joint.logsumexp(1).double())
         peak, place = joint.max(1)
+        matters.append((joint - level[:, None].to(joint.dtype)).amax(0) > 0)
+        joint -= peak.clamp_min(torch.finfo(joint.dtype).min)[:, None]
+        # On a CPU exp is ten times as slow where its result is too small for the type.
+        total = torch.logaddexp(total, joint.clamp_(min=_NO_MORE).exp_().sum(1).log().double() + peak.double())
         places = torch.where(peak > largest, place + start, places)
         largest = torch.maximum(largest, peak.double())
-        matters.append((joint - level[:, None].to(joint.dtype)).amax(0) > 0)
         start += len(part)
     return total, largest, places, torch.cat(matters)
 
