@@ -24,8 +24,8 @@ from ddvi.settings import resolve
 BATCH, HIDDEN, PIXELS, LATENT = 8, 32, 784, 2
 COMMON = {"prior": "pinwheel", "hidden_size": HIDDEN, "batch_size": BATCH, "device": "cpu"}
 MODULES = (
-    *("calibration", "floor", "rates", "report", "scaling", "semi_supervised", "simulators", "targets"),
-    "throughput",
+    *("calibration", "floor", "launches", "rates", "report", "scaling", "semi_supervised", "simulators"),
+    *("targets", "throughput"),
 )
 
 
@@ -152,6 +152,45 @@ def test_the_first_sweep_is_measured(bench: SimpleNamespace) -> None:
     sweep = next(bench.scaling.Bench([case], COMMON, images, 1e-3, "highest", str).sweeps())
     assert [len(series.costs) for series in sweep.series] == [len(sweep.values)] * 2
     assert all(cost > 0 for series in sweep.series for cost in series.costs)
+
+
+def test_what_a_step_on_a_gpu_waits_for_is_shown_in_milliseconds(bench: SimpleNamespace) -> None:
+    built = subject(bench, "vae")
+    machine = bench.floor.Machine(torch.device("cpu"), 0.0)
+    measured = bench.report.Measured(bench.rates.Rate.of([1.0]), bench.floor.training_work(built), machine)
+    case = bench.rates.Case("vae", "vae", {"preset": "paper"})
+    on_cpu = bench.report.Row(case, built.settings, measured, measured, measured)
+    on_gpu = replace(on_cpu, launches=bench.launches.Launches(5.874e-3, 1.2e-3, 2345.6, 7.5e-4))
+    ((name, *values, products, adam),) = bench.report.launches_sheet([on_cpu, on_gpu]).rows
+    assert (name, *values) == ("vae", "5.87", "1.20", "2,346", "0.75")
+    floor = measured.floor
+    assert [float(products), float(adam)] == pytest.approx(
+        [1e3 * floor.product_seconds, 1e3 * floor.optimiser_seconds], abs=0.006
+    )
+    assert "launches" not in on_cpu.as_dict()
+    assert on_gpu.as_dict()["launches"]["busy"] == 7.5e-4
+
+
+def test_a_step_is_watched_once_it_is_recorded(bench: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The profiler is a stand-in that counts steps, as there are no kernels here."""
+    calls: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
+    event = SimpleNamespace(self_device_time_total=20.0, count=30)
+    idle = SimpleNamespace(self_device_time_total=0.0, count=7)
+
+    def stand_in(activities: Any) -> SimpleNamespace:
+        return SimpleNamespace(
+            start=lambda: calls.append("start"),
+            stop=lambda: calls.append("stop"),
+            key_averages=lambda: [event, idle],
+        )
+
+    monkeypatch.setattr(bench.launches, "profile", stand_in)
+    built = replace(subject(bench, "vae"), images=bench.rates.Images.load(None, 9 * BATCH))
+    found = bench.launches.Launches.of(built, 0.5, 0.02, 1)
+    assert calls == ["start", "stop"]
+    assert (found.recorded, found.kernels, found.busy) == (0.5, 30 / 5, pytest.approx(20e-6 / 5))
+    assert found.one_by_one > 0
 
 
 def test_it_prints_and_writes_what_it_measures(
