@@ -231,11 +231,14 @@ class Machine:
         return Floor(work.examples, work.flops, seconds, work.optimiser_bytes, bandwidth)
 
     def measure(self, work: Work) -> None:
-        """All that the work is made of, anew, in case that something else ran when it was measured before."""
+        """All that the work is made of, on a CPU anew, in case that something else ran when it was measured before."""
+        shared = self.device.type == "cpu"
         with preserved():
             for product in work.products:
-                self.seconds[product] = min(self._time(product), self.seconds.get(product, float("inf")))
-            if parts := work.moved:
+                if shared or product not in self.seconds:
+                    self.seconds[product] = min(self._time(product), self.seconds.get(product, float("inf")))
+            parts = work.moved
+            if parts and (shared or parts not in self._bandwidth):
                 self._bandwidth[parts] = max(self._move(*parts), self._bandwidth.get(parts, 0.0))
 
     def product_seconds(self, product: Product) -> float:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import json
 import os
 import shutil
@@ -174,6 +175,8 @@ def parts(
     """What has been measured, part by part: its name, its values and its tables. `say` hears what is being measured."""
     device = torch.device(runs.choose_device(cases[0].settings(common)))
     machine = Machine(device, min(0.05, arguments.seconds / 20))
+    if device.type == "cuda":
+        gc.freeze()  # what is there by now isn't gone through before each of the many recordings
     rows: list[Row] = []
     stopped = None
     try:
