@@ -22,13 +22,13 @@ from torch import Tensor
 
 from ddvi.errors import InputError
 from ddvi.likelihoods import Likelihood
+from ddvi.mixtures import log_sum_exp_
 from ddvi.priors import Prior
 from ddvi.randomness import generator
 
 _NEGLIGIBLE_PRIOR = -40.0  # log density against the highest: an outlier may gain that much in likelihood
 _NEGLIGIBLE_WEIGHT = -20.0  # log share of an example's evidence
 _NEGLIGIBLE_UNRESOLVED = -400.0  # the same where the first lattice is too coarse to tell, halved by each doubling
-_NO_MORE = -80.0  # log share of the largest term: below the last digit of any sum
 _LARGEST_SHARE = 0.2  # of one node, where the lattice resolves the posterior
 _ANGLE = math.pi / 8  # of the lattice: as far from its axes as from its diagonals, and its tangent is irrational
 _PROBE_SIDE = 256
@@ -148,9 +148,7 @@ def _accumulate(
         joint = likelihood.pairwise_log_prob(x, part) + prior.log_prob(part)
         peak, place = joint.max(1)
         matters.append((joint - level[:, None].to(joint.dtype)).amax(0) > 0)
-        joint -= peak.clamp_min(torch.finfo(joint.dtype).min)[:, None]
-        # On a CPU exp is ten times as slow where its result is too small for the type.
-        total = torch.logaddexp(total, joint.clamp_(min=_NO_MORE).exp_().sum(1).log().double() + peak.double())
+        total = torch.logaddexp(total, log_sum_exp_(joint, peak).double())
         places = torch.where(peak > largest, place + start, places)
         largest = torch.maximum(largest, peak.double())
         start += len(part)
