@@ -34,7 +34,7 @@ from scaling import Bench
 
 from ddvi import runs
 from ddvi.arithmetic import LARGEST_ERROR, PATHS, arithmetic, measure_path, processor
-from ddvi.errors import InputError, check_name
+from ddvi.errors import InputError, TrainingError, check_name
 from ddvi.methods import METHODS
 from ddvi.settings import SEMI
 from ddvi.training import Interrupted
@@ -183,8 +183,8 @@ def parts(
         for case in cases:
             say(f"{case.name}, {len(rows) + 1} of {len(cases)}")
             rows.append(measure(case, common, images, machine, arguments.seconds, arguments.repeats))
-    except INTERRUPTIONS as interruption:
-        stopped = interruption  # what has been measured is shown
+    except (*INTERRUPTIONS, TrainingError) as reason:
+        stopped = reason  # what has been measured is shown
     makers = [report.training_sheet, report.floor_sheet, report.inference_sheet]
     if device.type == "cuda":
         makers.append(report.launches_sheet)
@@ -256,5 +256,5 @@ def heading(facts: dict[str, Any], arguments: argparse.Namespace) -> str:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except InputError as error:
+    except (InputError, TrainingError) as error:
         sys.exit(f"throughput: {error}")

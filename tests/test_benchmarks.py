@@ -18,7 +18,7 @@ from scipy.stats import kstest
 from torch.distributions import Normal
 
 import ddvi
-from ddvi.errors import InputError
+from ddvi.errors import InputError, TrainingError
 from ddvi.settings import resolve
 
 BATCH, HIDDEN, PIXELS, LATENT = 8, 32, 784, 2
@@ -191,6 +191,25 @@ def test_a_step_is_watched_once_it_is_recorded(bench: SimpleNamespace, monkeypat
     assert calls == ["start", "stop"]
     assert (found.recorded, found.kernels, found.busy) == (0.5, 30 / 5, pytest.approx(20e-6 / 5))
     assert found.one_by_one > 0
+
+
+def test_what_was_measured_before_a_failure_is_shown(
+    bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measure = bench.throughput.measure
+
+    def failing(case: Any, *rest: Any) -> Any:
+        if case.method == "iaf_vae":
+            raise TrainingError("the gradient is not finite")
+        return measure(case, *rest)
+
+    monkeypatch.setattr(bench.throughput, "measure", failing)
+    file = tmp_path / "rates.json"
+    sizes = ["--hidden-size", "16", "--batch-size", "8", "--seconds", "0.02", "--repeats", "1", "--threads", "1"]
+    with pytest.raises(TrainingError, match="not finite"):
+        bench.throughput.main(["--methods", "vae", "iaf_vae", *sizes, "--json", str(file)])
+    assert [row["name"] for row in json.loads(file.read_text())["rows"]] == ["vae"]
+    assert "vae" in capsys.readouterr().out
 
 
 def test_it_prints_and_writes_what_it_measures(
