@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning_fabric import Fabric
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -80,13 +81,13 @@ class Recorder:
         return output, tape.play
 
 
-def train(method, overrides, recorder, path=None, resume=False, listener=None, phases=None):
-    trainer = make(method, overrides, recorder, path, listener, phases)
+def train(method, overrides, recorder, path=None, resume=False, listener=None, phases=None, fabric=None):
+    trainer = make(method, overrides, recorder, path, listener, phases, fabric)
     trainer.fit(resume=resume)
     return trainer
 
 
-def make(method, overrides, recorder, path=None, listener=None, phases=None):
+def make(method, overrides, recorder, path=None, listener=None, phases=None, fabric=None):
     overrides = TINY | {"epochs": 4, "lr": 1e-3, "clip_norm": 5.0} | overrides
     settings = resolve("digits" + "_semi" * method.endswith("_semi"), method, "gaussian_mixture", overrides)
     with seeded(0, "data"):
@@ -95,7 +96,7 @@ def make(method, overrides, recorder, path=None, listener=None, phases=None):
         model = build_model(settings, Observations((12,), "bernoulli", "binarise", parts=3, maximum=1.0))
     labelled = Labelled(x[:10], label) if settings.semi_supervised else None
     schedule = Schedule(phases or make_phases(settings), 16, settings.lr, clip_norm=settings.clip_norm)
-    return Trainer(model, schedule, x, x[:8], path, None, listener, labelled, recorder=recorder)
+    return Trainer(model, schedule, x, x[:8], path, fabric, listener, labelled, recorder=recorder)
 
 
 def weights(trainer):
@@ -125,6 +126,15 @@ def test_a_recorded_training_is_the_plain_one(method, overrides):
         assert list(one) == list(other)
         for name in set(one) - {"seconds", "examples_per_second"}:
             assert one[name] == pytest.approx(other[name], rel=1e-3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is here")
+@pytest.mark.parametrize(("method", "overrides"), COMPOSITIONS)
+def test_recorded_on_a_gpu_it_is_the_plain_one_to_the_last_bit(method, overrides):
+    fabric = Fabric(accelerator="cuda", devices=1)
+    recorded, plain = (train(method, overrides, how, fabric=fabric) for how in (record, None))
+    for name, value in weights(plain).items():
+        assert torch.equal(weights(recorded)[name], value), name
 
 
 class Stops(Messages):
