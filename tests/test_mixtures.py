@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ddvi.mixtures import Neighbourhoods, Nodes, log_mixture
+from ddvi.mixtures import Neighbourhoods, Nodes, log_mixture, log_sum_exp_
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +50,14 @@ def test_every_latent_is_in_one_block(nodes):
     entries = sum(math.prod(torch.broadcast_shapes((len(block.latents), 1), block.x.shape)) for block in blocks)
     assert entries < 0.75 * 5000 * 2000
     assert not list(Neighbourhoods(nodes, z).blocks(z[:0]))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 1e-6)])
+def test_a_sum_without_its_smallest_terms_is_the_sum(dtype, tolerance):
+    torch.manual_seed(0)
+    terms = 300 * torch.randn(20, 1000, dtype=dtype) - 5000
+    terms[0] = -math.inf
+    terms[1, 1:] = -math.inf
+    expected = terms.logsumexp(-1)
+    assert expected[0] == -math.inf
+    torch.testing.assert_close(log_sum_exp_(terms, terms.amax(-1)), expected, atol=0, rtol=tolerance)

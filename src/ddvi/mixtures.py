@@ -111,7 +111,7 @@ class Neighbourhoods:
 def log_sum_exp_(terms: Tensor, largest: Tensor) -> Tensor:
     """log Σ_j exp( terms_j ), (*,), of terms (*, N) whose largest (*,) is known; the terms are overwritten.
 
-    On a CPU exp takes some seventy times as long where its result is too small for the type, so none is asked for.
+    On a CPU exp takes many times as long where its result is too small for the type, so none is asked for.
     """
     terms -= largest.clamp_min(torch.finfo(terms.dtype).min)[..., None]
     return terms.clamp_(min=_NO_MORE).exp_().sum(-1).log() + largest
