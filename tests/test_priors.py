@@ -437,3 +437,23 @@ def test_a_module_is_trained_and_moved_with_the_prior() -> None:
 def test_what_is_no_prior_is_refused(source: Distribution | Broken | str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         DistributionPrior(source)
+
+
+@pytest.mark.parametrize("label", [None, 3])
+def test_a_squares_slope_is_right_however_far_a_draw_went(label):
+    """Far out it is that of the nearest point of the square; a wild draw must not spoil the gradient of its batch."""
+    prior = make_prior("less_noisy_square", 2, 10)
+    near = torch.tensor([[0.3, 1.1], [1.5, -2.0], [-4.0, 0.2], [60.0, -7.0]])
+    far = torch.tensor([[600.0, 0.5], [-1e6, 3e6], [1e15, -1e15], [1e17, 1e17]])
+    labels = None if label is None else torch.tensor(label)
+    z = torch.cat([near, far]).requires_grad_()
+    value = prior.log_prob(z, labels)
+    assert value.isfinite().all()
+    (slope,) = torch.autograd.grad(value.sum(), z)
+    exact = near.double().requires_grad_()
+    (truth,) = torch.autograd.grad(prior.log_prob(exact, labels).sum(), exact)
+    torch.testing.assert_close(slope[:4], truth.float(), rtol=1e-3, atol=1e-2)
+    assert slope.isfinite().all()
+    if label is None:
+        expected = -(z[4:6] - z[4:6].sign() * torch.minimum(z[4:6].abs(), torch.ones(()))) / 0.06**2
+        torch.testing.assert_close(slope[4:6], expected.detach(), rtol=1e-3, atol=1.0)

@@ -16,11 +16,14 @@ from typing import Any, ClassVar, final
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.special import log_ndtr
 
 from ddvi.errors import InputError
 from ddvi.mixtures import Neighbourhoods, Nodes, log_mixture
 from ddvi.priors.base import Prior
+
+_FARTHEST = -1e18  # in widths: the square of what lies further is infinite in single precision
 
 
 class _Structured(Prior):
@@ -251,8 +254,31 @@ class LessNoisySquare(_Structured):
 
     def _log_box(self, distance: Tensor, half: Tensor | float) -> Tensor:
         """log[Φ((h − d)/width) − Φ((−h − d)/width)] for d ≥ 0: where it is small both arguments are negative."""
-        upper, lower = log_ndtr((half - distance) / self.width), log_ndtr((-half - distance) / self.width)
-        return upper + torch.log(-torch.expm1(lower - upper))
+        upper, lower = (_log_ndtr((side - distance) / self.width) for side in (half, -half))
+        # The ratio never exceeds this, but far out rounding would make it 1.
+        log_ratio = torch.minimum(lower - upper, distance * half * (-2 / self.width**2))
+        return upper + torch.log(-torch.expm1(log_ratio))
+
+
+def _log_ndtr(x: Tensor) -> Tensor:
+    """log Φ(x), finite as far out as single precision allows."""
+    value: Any = _LogNormalCDF.apply(x.clamp_min(_FARTHEST))
+    return value
+
+
+class _LogNormalCDF(torch.autograd.Function):
+    """Torch's own gradient of log Φ is φ(x)/Φ(x) by a difference of logs, of which nothing is left far out."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return log_ndtr(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (x,) = ctx.saved_tensors
+        return grads[0] * math.sqrt(2 / math.pi) / torch.special.erfcx(x * -math.sqrt(0.5))
 
 
 @final
