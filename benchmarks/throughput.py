@@ -66,7 +66,7 @@ def make_cases(methods: Sequence[str], steps: int) -> list[Case]:
 
 
 def measure(case: Case, common: dict[str, Any], images: Images, machine: Machine, seconds: float, repeats: int) -> Row:
-    """A row: the work is counted, its parts are timed before and after it is carried out as a whole."""
+    """A row: the work is counted, its parts are timed before and, on a CPU, after it is carried out as a whole."""
     settings = case.settings(common)
     subject = Subject.build(settings, images)
     sizes = (settings.batch_size, min(INFERENCE_BATCH, len(images.x)))

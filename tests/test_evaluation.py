@@ -203,7 +203,7 @@ def test_latent_nll_by_brute_force():
             for h in (0.05, 0.1, 0.3, 0.5, 0.8)
         ]).mean(0)  # fmt: skip
         found = latent_nll(z.float(), draws.float())
-        assert found["latent_nll"] == pytest.approx(-density.log().mean().item(), abs=1e-3)
+        assert found["latent_nll"] == pytest.approx(-density.log().mean().item(), abs=1e-6)
         error = density.log().std().item() / math.sqrt(80)
         assert found["latent_nll_standard_error"] == pytest.approx(error, rel=0.02)
 

@@ -34,7 +34,8 @@ def arithmetic(precision: str = "32", threads: int = 0, path: str | None = None)
     """Run a block with a run's threads, floating-point type and matrix products, and restore the caller's afterwards.
 
     Denormal numbers, below 1e-38 in single precision, count as zero: activations and gradients fade to them, and a
-    matrix product of them takes several times as long. Threads that torch starts meanwhile go on so.
+    matrix product of them takes several times as long. So it is in this thread and in those that torch starts meanwhile,
+    which go on so; those that it had started before keep what they had.
 
     Args:
         precision: "32", "64" or "bf16", as the setting.
@@ -47,10 +48,10 @@ def arithmetic(precision: str = "32", threads: int = 0, path: str | None = None)
     _keep_memory()
     before = torch.get_num_threads(), torch.get_default_dtype(), torch.get_float32_matmul_precision()
     flushes = _flushes()
-    torch.set_flush_denormal(True)
-    torch.set_num_threads(threads or before[0])
-    torch.set_default_dtype(torch.float64 if precision == "64" else torch.float32)
     try:
+        torch.set_flush_denormal(True)
+        torch.set_num_threads(threads or before[0])
+        torch.set_default_dtype(torch.float64 if precision == "64" else torch.float32)
         chosen = path or fastest_path()
         torch.set_float32_matmul_precision(chosen)
         yield chosen
@@ -63,7 +64,7 @@ def arithmetic(precision: str = "32", threads: int = 0, path: str | None = None)
 
 def _flushes() -> bool:
     """Whether denormal numbers count as zero, which torch doesn't tell."""
-    return not torch.full((2,), 1e-39, dtype=torch.float32).mul(0.5).any()
+    return not torch.full((2,), 1e-39, dtype=torch.float32, device="cpu").mul(0.5).any()
 
 
 def _keep_memory() -> None:
