@@ -29,7 +29,7 @@ IMAGE, MAXIMUM = (1, 28, 28), 255.0
 EXAMPLES, CLASSES = 60_000, 10
 INFERENCE_BATCH = 1000
 """The batch of inference beside that of training."""
-_LEARNING_RATE = 1e-4  # of most of the paper's code: those that suit real images may diverge on random ones, which costs time
+_LEARNING_RATE = 1e-4  # of most of the paper's code: by those of real images random ones may diverge, which costs time
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,8 @@ def arithmetic(precision: str = "32", threads: int = 0, path: str | None = None)
     """Run a block with a run's threads, floating-point type and matrix products, and restore the caller's afterwards.
 
     Denormal numbers, below 1e-38 in single precision, count as zero: activations and gradients fade to them, and a
-    matrix product of them takes several times as long. So it is in this thread and in those that torch starts meanwhile,
-    which go on so; those that it had started before keep what they had.
+    matrix product of them takes several times as long. So it is in this thread and in those that torch starts
+    meanwhile, which go on so; those that it had started before keep what they had.
 
     Args:
         precision: "32", "64" or "bf16", as the setting.
