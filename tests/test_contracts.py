@@ -5,9 +5,11 @@ import torch
 
 from ddvi import checkpoint
 from ddvi.catalogue import OBJECTIVES
+from ddvi.catalogue import PRIORS as PRIOR_NAMES
 from ddvi.composition import Observations, build_model, make_objective
 from ddvi.methods import METHODS
 from ddvi.objectives.base import Batch
+from ddvi.posteriors.scaled import ScaledPosterior
 from ddvi.randomness import random_state, seeded
 from ddvi.schedule import Phase, Schedule
 from ddvi.settings import resolve
@@ -101,6 +103,20 @@ def test_draws_and_weights_have_their_shapes_and_are_finite(method, kind, latent
             assert score.shape == (4, BATCH)
             assert score.isfinite().all()
         assert model.importance_weighted_bound(x, 4).isfinite().all()
+
+
+@methods
+@pytest.mark.parametrize("prior", PRIOR_NAMES)
+@pytest.mark.parametrize("latent_size", [2, 5])
+def test_a_posterior_works_in_units_of_an_uneven_prior(method, prior, latent_size):
+    settings = resolve("digits", method, prior, TINY | {"latent_size": latent_size})
+    model = build_model(settings, OBSERVATIONS["binary table"])
+    uneven = latent_size > 2 and prior in ("pinwheel", "swiss_roll", "gaussian_mixture")  # narrow beyond the plane
+    assert isinstance(model.posterior, ScaledPosterior) == uneven
+    if uneven:
+        spread = model.prior.sample((100_000,)).std(0)
+        torch.testing.assert_close(model.posterior.scale, spread, rtol=0.05, atol=0)
+        torch.testing.assert_close(model.posterior.state_dict()["scale"], model.posterior.scale, rtol=0, atol=0)
 
 
 def step(model, optimizers, objective, batch):

@@ -290,7 +290,7 @@ def test_warm_up_is_the_bound_without_context_and_denoising_of_the_prior(levels)
 
 
 def test_warm_up_of_a_posterior_without_a_denoiser_is_refused():
-    with pytest.raises(InputError, match="this model has none; use warmup=0"):
+    with pytest.raises(InputError, match=r"^warm-up trains .*, and GaussianPosterior has none; use warmup=0$"):
         losses(WarmUp(), make_model("gaussian"), make_batch())
 
 

@@ -43,6 +43,7 @@ from .posteriors import (
     HierarchicalPosterior,
     ImplicitPosterior,
     Posterior,
+    ScaledPosterior,
     SplinePosterior,
     TransformedPosterior,
 )
@@ -108,6 +109,7 @@ __all__ = [
     "Product",
     "Reweighted",
     "ReweightedWakeSleep",
+    "ScaledPosterior",
     "Schedule",
     "Section",
     "Sleep",

@@ -23,11 +23,13 @@ from ddvi.objectives.semi_supervised import SemiSupervised
 from ddvi.objectives.wake_sleep import ReweightedWakeSleep, WakeSleep
 from ddvi.objectives.warm_up import WarmUp
 from ddvi.posteriors.guidance import Guidance
+from ddvi.posteriors.scaled import ScaledPosterior
 from ddvi.priors import Prior, make_prior
 from ddvi.schedule import Phase, Schedule
 from ddvi.settings import OBJECTIVE_SETTINGS, Settings
 
 _IMAGE_SCALE = 0.25  # about the standard deviation of pixels in [0, 1], where a learned scale starts
+_UNEVEN = 2.0  # ratio of the prior's spreads from which on the posterior works in units of them
 
 
 @dataclass(frozen=True)
@@ -136,9 +138,10 @@ def assemble(
         labels: number of classes where labels are learnt too.
     """
     method, (latent_size,) = METHODS[settings.method], prior.event_shape
+    scale = _units(prior)
     available = settings.as_dict() | {
         "prior_denoiser": prior if settings.prior_denoiser else None,
-        "guidance": Guidance(likelihood, settings.guidance) if settings.guidance else None,
+        "guidance": Guidance(likelihood, settings.guidance, scale) if settings.guidance else None,
     }
     options: dict[str, Any] = {name: available[name] for name in method.takes}
     posterior_class = method.posterior_class()
@@ -151,6 +154,8 @@ def assemble(
     else:
         posterior = posterior_class(encoder, latent_size, labels, **options)
         extra = {"classifier": nn.Linear(posterior.features, labels)} if labels else {}
+    if scale is not None:
+        posterior = ScaledPosterior(posterior, scale)
     return LatentVariableModel(prior, likelihood, posterior, prepare, **extra)
 
 
@@ -207,6 +212,17 @@ def make_schedule(settings: Settings) -> Schedule:
         settings.clip_norm,
         settings.seed,
     )
+
+
+def _units(prior: Prior) -> Tensor | None:
+    """The units that each latent has for the posterior: the prior's spread, where it is far from even; None else.
+
+    In the plane it is left as it is, where the prior's own denoiser knows it.
+    """
+    if prior.event_shape[0] <= 2:
+        return None
+    spread = prior.spread()
+    return spread if spread.max() > _UNEVEN * spread.min() else None
 
 
 def _suits_convolutions(event_shape: torch.Size) -> bool:

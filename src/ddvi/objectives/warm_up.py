@@ -12,11 +12,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ddvi.errors import InputError
 from ddvi.model import LatentVariableModel
 from ddvi.objectives.base import Batch, DataObjective, Update, data_update
 from ddvi.objectives.elbo import bound_terms, negative_elbo
-from ddvi.posteriors.diffusion import DiffusionPosterior
 from ddvi.randomness import draw
 
 
@@ -56,11 +54,11 @@ class WarmUp(DataObjective):
         self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float | Tensor = 1.0
     ) -> tuple[Tensor, dict[str, Tensor]]:
         view = model.view(x, label)
-        weights = model.weigh(x, _diffusion(model).without_context(view.features).draw((1,)), view.label)
+        weights = model.weigh(x, model.posterior.without_context(view.features).draw((1,)), view.label)
         return negative_elbo(view, weights, self.kl_weight, label_rate=self.label_rate), bound_terms(view, weights)
 
     def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
-        posterior = _diffusion(model)
+        posterior = model.posterior
         yield data_update(self, model, batch)
         for _ in range(self.sleep_steps):
             with torch.no_grad():
@@ -69,9 +67,3 @@ class WarmUp(DataObjective):
                 conditional = posterior.without_context(posterior.encode(batch.x))
             loss = -conditional.log_bound(z, self.levels)
             yield Update(("posterior",), loss, {"sleep": loss})
-
-
-def _diffusion(model: LatentVariableModel) -> DiffusionPosterior:
-    if not isinstance(model.posterior, DiffusionPosterior):
-        raise InputError("warm-up trains the denoiser of a diffusion posterior, and this model has none; use warmup=0")
-    return model.posterior

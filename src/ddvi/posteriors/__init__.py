@@ -6,6 +6,7 @@ from ddvi.posteriors.flow import FlowPosterior
 from ddvi.posteriors.gaussian import GaussianPosterior
 from ddvi.posteriors.hierarchical import HierarchicalConditional, HierarchicalPosterior
 from ddvi.posteriors.implicit import ImplicitConditional, ImplicitPosterior
+from ddvi.posteriors.scaled import ScaledConditional, ScaledPosterior
 from ddvi.posteriors.spline import SplinePosterior
 from ddvi.posteriors.transformed import TransformedConditional, TransformedPosterior
 
@@ -23,6 +24,8 @@ __all__ = [
     "ImplicitConditional",
     "ImplicitPosterior",
     "Posterior",
+    "ScaledConditional",
+    "ScaledPosterior",
     "SplinePosterior",
     "TransformedConditional",
     "TransformedPosterior",

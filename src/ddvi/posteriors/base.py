@@ -19,7 +19,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple, Protocol, final
+from typing import NamedTuple, Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -175,7 +175,7 @@ class Posterior(nn.Module, abc.ABC):
         torch.Size([3, 5, 2])
     """
 
-    has_density: ClassVar[bool] = True
+    has_density: bool = True
 
     def __init__(self, encoder: nn.Module, latent_size: int, labels: int = 0) -> None:
         super().__init__()
@@ -200,6 +200,16 @@ class Posterior(nn.Module, abc.ABC):
     @abc.abstractmethod
     def condition(self, features: Tensor) -> Conditional:
         """The conditional for features (*batch_shape, features)."""
+
+    def without_context(self, features: Tensor) -> Conditional:
+        """The simpler conditional that `WarmUp` trains; only a diffusion posterior has one.
+
+        Raises:
+            InputError: it has none.
+        """
+        raise InputError(
+            f"warm-up trains the denoiser of a diffusion posterior, and {type(self).__name__} has none; use warmup=0"
+        )
 
     def forward(self, x: Tensor, label: Tensor | None = None) -> Conditional:
         return self.condition(self.encode(x, label))

@@ -34,6 +34,7 @@ class Guidance:
     Args:
         likelihood: an exponential family, such as the built-in ones.
         steps: of Newton's method, at least 1.
+        units: λ (D,) where the latents here are u, and the likelihood's are z = λ u.
 
     Raises:
         InputError: the likelihood is of another kind.
@@ -41,7 +42,7 @@ class Guidance:
     Source: Tierney and Kadane, 1986, for Laplace's approximation; the use in a chain's last step is ours.
     """
 
-    def __init__(self, likelihood: Likelihood, steps: int = 1) -> None:
+    def __init__(self, likelihood: Likelihood, steps: int = 1, units: Tensor | None = None) -> None:
         inner = likelihood.likelihood if isinstance(likelihood, FixedLikelihood) else likelihood
         if not isinstance(inner, ExponentialFamily) or type(inner).moments is ExponentialFamily.moments:
             raise InputError(
@@ -49,6 +50,7 @@ class Guidance:
             )
         self.likelihood: ExponentialFamily = inner
         self.steps = steps
+        self.units = units
 
     def statistics(self, x: Tensor) -> Tensor:
         """T(x) of x (B, *event): (B, F)."""
@@ -85,8 +87,11 @@ class Guidance:
         """η (*, F) at z (*, D), and its Jacobian (D, *, F) from there over steps of a width."""
         away = width * torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
         moved = z + away.view(-1, *[1] * (z.dim() - 1), z.shape[-1])
+        every = torch.cat([z[None], moved])
+        if self.units is not None:
+            every = every * self.units.to(every)
         # All in one pass of the decoder.
-        parameters = self.likelihood.natural(torch.cat([z[None], moved]))
+        parameters = self.likelihood.natural(every)
         return parameters[0], (parameters[1:] - parameters[0]) / width
 
 
