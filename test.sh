@@ -7,4 +7,4 @@ root=$(cd "$(dirname "$0")" && pwd)
 cd "$root"
 OMP_NUM_THREADS=1 # two workers, a thread each
 export OMP_NUM_THREADS
-exec "$root/.venv/bin/python" -m pytest -n 2 "$@"
+exec "$root/.venv/bin/python" -m pytest -n 2 --dist worksteal "$@"
