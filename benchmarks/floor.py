@@ -145,15 +145,15 @@ def count(run: Callable[[], object], examples: int) -> Work:
 @contextlib.contextmanager
 def plain(subject: Subject) -> Iterator[None]:
     """The model as its formulas say: without what a faster arrangement computes besides."""
-    posterior: Any = subject.model.posterior
-    before = getattr(posterior, "plain_gradient", None)
-    if before is not None:
-        posterior.plain_gradient = True
+    chains: list[Any] = [part for part in subject.model.posterior.modules() if hasattr(part, "plain_gradient")]
+    before = [chain.plain_gradient for chain in chains]
     try:
+        for chain in chains:
+            chain.plain_gradient = True
         yield
     finally:
-        if before is not None:
-            posterior.plain_gradient = before
+        for chain, value in zip(chains, before, strict=True):
+            chain.plain_gradient = value
 
 
 def training_work(subject: Subject) -> Work:

@@ -99,7 +99,7 @@ def accuracy(classify: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor) ->
 def train_classifier(examples: Examples, settings: Settings, lr: float, steps: float, dropout: float) -> nn.Module:
     """The encoder and a linear layer, trained on labelled examples alone; `dropout` where the encoder is dense."""
     labelled = examples.labelled
-    settings = dataclasses.replace(settings, dropout=dropout)
+    settings = dataclasses.replace(settings, dropout=dropout, latent_size=2)  # which nothing here depends on
     with seeded(settings.seed, "labels alone"):
         model = build_model(settings, observe(examples.dataset, settings), examples.x)
         encoder, prepare = model.posterior.encoder, model.preprocessing

@@ -109,7 +109,8 @@ def test_draws_and_weights_have_their_shapes_and_are_finite(method, kind, latent
 @pytest.mark.parametrize("prior", PRIOR_NAMES)
 @pytest.mark.parametrize("latent_size", [2, 5])
 def test_a_posterior_works_in_units_of_an_uneven_prior(method, prior, latent_size):
-    settings = resolve("digits", method, prior, TINY | {"latent_size": latent_size})
+    guided = {"guidance": 1} if method == "ddvi" else {}
+    settings = resolve("digits", method, prior, TINY | {"latent_size": latent_size} | guided)
     model = build_model(settings, OBSERVATIONS["binary table"])
     uneven = latent_size > 2 and prior in ("pinwheel", "swiss_roll", "gaussian_mixture")  # narrow beyond the plane
     assert isinstance(model.posterior, ScaledPosterior) == uneven
@@ -117,6 +118,8 @@ def test_a_posterior_works_in_units_of_an_uneven_prior(method, prior, latent_siz
         spread = model.prior.sample((100_000,)).std(0)
         torch.testing.assert_close(model.posterior.scale, spread, rtol=0.05, atol=0)
         torch.testing.assert_close(model.posterior.state_dict()["scale"], model.posterior.scale, rtol=0, atol=0)
+        if guided:
+            torch.testing.assert_close(model.posterior.base.guidance.units, model.posterior.scale, rtol=0, atol=0)
 
 
 def step(model, optimizers, objective, batch):

@@ -436,6 +436,13 @@ def test_without_context_only_the_start_depends_on_the_observation():
     torch.testing.assert_close(draw.log_ratio, conditional.log_ratio(draw.path), atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize("scale", [[1.0], [1.0, 0.0], [1.0, -1.0], [1.0, math.inf], [1.0, math.nan], 0.1])
+def test_units_are_a_positive_number_for_each_latent(scale):
+    base = build("gaussian", perturbed("gaussian").encoder)
+    with pytest.raises(InputError, match=r"^the scale is .*; give 2 positive numbers, one for each latent$"):
+        ScaledPosterior(base, torch.tensor(scale))
+
+
 def test_without_context_units_are_those_of_the_posterior():
     posterior = build("scaled", perturbed("gaussian").encoder, steps=4)
     features = posterior.encode(torch.randn(3, 3))

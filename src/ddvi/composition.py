@@ -25,6 +25,7 @@ from ddvi.objectives.warm_up import WarmUp
 from ddvi.posteriors.guidance import Guidance
 from ddvi.posteriors.scaled import ScaledPosterior
 from ddvi.priors import Prior, make_prior
+from ddvi.randomness import generator
 from ddvi.schedule import Phase, Schedule
 from ddvi.settings import OBJECTIVE_SETTINGS, Settings
 
@@ -116,7 +117,7 @@ def build_model(settings: Settings, observations: Observations, train_x: Tensor 
     if isinstance(prepare, preprocessing.Standardise) and train_x is not None:
         prepare.fit(train_x)
     labels = observations.parts if settings.semi_supervised else 0
-    return assemble(settings, prior, _likelihood(decoder, observations), encoder, prepare, labels)
+    return assemble(settings, prior, _likelihood(decoder, observations), encoder, prepare, labels, _units(prior))
 
 
 def assemble(
@@ -126,6 +127,7 @@ def assemble(
     encoder: nn.Module,
     prepare: preprocessing.Preprocessing | None = None,
     labels: int = 0,
+    units: Tensor | None = None,
 ) -> LatentVariableModel:
     """A model with the posterior that the settings name, and what else their method needs, around given parts.
 
@@ -136,12 +138,12 @@ def assemble(
         encoder: with `out_features`.
         prepare: from data as stored to observations.
         labels: number of classes where labels are learnt too.
+        units: of each latent for the posterior, (D,); None for those of z.
     """
     method, (latent_size,) = METHODS[settings.method], prior.event_shape
-    scale = _units(prior)
     available = settings.as_dict() | {
         "prior_denoiser": prior if settings.prior_denoiser else None,
-        "guidance": Guidance(likelihood, settings.guidance, scale) if settings.guidance else None,
+        "guidance": Guidance(likelihood, settings.guidance, units) if settings.guidance else None,
     }
     options: dict[str, Any] = {name: available[name] for name in method.takes}
     posterior_class = method.posterior_class()
@@ -154,8 +156,8 @@ def assemble(
     else:
         posterior = posterior_class(encoder, latent_size, labels, **options)
         extra = {"classifier": nn.Linear(posterior.features, labels)} if labels else {}
-    if scale is not None:
-        posterior = ScaledPosterior(posterior, scale)
+    if units is not None:
+        posterior = ScaledPosterior(posterior, units)
     return LatentVariableModel(prior, likelihood, posterior, prepare, **extra)
 
 
@@ -215,13 +217,13 @@ def make_schedule(settings: Settings) -> Schedule:
 
 
 def _units(prior: Prior) -> Tensor | None:
-    """The units that each latent has for the posterior: the prior's spread, where it is far from even; None else.
+    """Units for the posterior's latents, (D,): a named prior's standard deviations where they are far from even.
 
-    In the plane it is left as it is, where the prior's own denoiser knows it.
+    None elsewhere, and in the plane, where the chain is shown the prior's own denoiser.
     """
     if prior.event_shape[0] <= 2:
         return None
-    spread = prior.spread()
+    spread = prior.sample((10_000,), generator=generator(0, "spread")).std(0)
     return spread if spread.max() > _UNEVEN * spread.min() else None
 
 

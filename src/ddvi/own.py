@@ -205,10 +205,6 @@ class UnknownPrior(Prior):
     def __init__(self, latent_size: int) -> None:
         super().__init__(latent_size, None)
 
-    def spread(self) -> Tensor:
-        """Even: such latents are standardised."""
-        return torch.ones(self.event_shape)
-
     def _draw(self, shape: torch.Size, label: Tensor | None, options: dict[str, Any]) -> NoReturn:
         raise InputError(_NO_DENSITY.format("prior"))
 

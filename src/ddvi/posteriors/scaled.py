@@ -13,6 +13,7 @@ from typing import final
 
 from torch import Tensor
 
+from ddvi.errors import InputError
 from ddvi.networks import Given
 from ddvi.posteriors.base import Conditional, Draw, Posterior
 
@@ -56,6 +57,9 @@ class ScaledPosterior(Posterior):
         base: the other posterior; what it knows of latents is in these units.
         scale: λ (D,), positive, such as the prior's standard deviations. It is kept with the weights.
 
+    Raises:
+        InputError: the scale isn't of D positive numbers.
+
     Example:
         >>> base = ddvi.DiffusionPosterior(torch.nn.Linear(6, 8), latent_size=3, steps=4)
         >>> posterior = ScaledPosterior(base, torch.tensor([1.0, 0.1, 0.1]))
@@ -67,6 +71,9 @@ class ScaledPosterior(Posterior):
 
     def __init__(self, base: Posterior, scale: Tensor) -> None:
         super().__init__(Given(base.features), base.latent_size)
+        if scale.shape != (base.latent_size,) or not (scale.isfinite() & (scale > 0)).all():
+            given = f"of shape {tuple(scale.shape)}" if scale.shape != (base.latent_size,) else f"{scale.tolist()}"
+            raise InputError(f"the scale is {given}; give {base.latent_size} positive numbers, one for each latent")
         self.base: Posterior = base
         self.has_density: bool = base.has_density
         self.register_buffer("scale", scale)

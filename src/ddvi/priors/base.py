@@ -10,7 +10,6 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ddvi.errors import InputError
-from ddvi.randomness import generator
 
 
 class Prior(nn.Module, abc.ABC):
@@ -69,10 +68,6 @@ class Prior(nn.Module, abc.ABC):
             z, label = z.expand(*label.shape, size), label.reshape(-1)
         rows = z.reshape(-1, size).to(torch.promote_types(z.dtype, torch.float32))
         return self._log_density(rows, label).reshape(z.shape[:-1])
-
-    def spread(self) -> Tensor:
-        """The standard deviation of each entry of z, (D,), by 10,000 draws, the same each time."""
-        return self.sample((10_000,), generator=generator(0, "spread", device=self._anchor.device)).std(0)
 
     def _checked(self, label: Tensor, shape: torch.Size, sampling: bool) -> Tensor:
         """`label`, found sound, expanded to `shape`, or where densities are asked broadcast with it."""
