@@ -74,11 +74,27 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) ->
     Raises:
         InputError: names or shapes differ.
     """
-    try:
-        model.load_state_dict(dict(tensors), strict=True)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{path} holds the weights of another model: {reason}") from None
+    wanted = model.state_dict()
+    if difference := _difference(wanted, tensors):
+        advice = "load it with the settings and the version that it was trained with, or train anew in another place"
+        raise InputError(f"{path} holds the weights of another model: {difference}; {advice}")
+    model.load_state_dict(dict(tensors))
+
+
+def _difference(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """What tells two sets of weights apart, or nothing."""
+    if lacking := sorted(wanted.keys() - given.keys()):
+        return f"{_named(lacking)} isn't among them"
+    if more := sorted(given.keys() - wanted.keys()):
+        return f"they have {_named(more)} too"
+    for name, value in wanted.items():
+        if given[name].shape != value.shape:
+            return f"{name} is of shape {tuple(given[name].shape)} instead of {tuple(value.shape)}"
+    return ""
+
+
+def _named(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} (with {len(names) - 1} others)"
 
 
 def flatten_optimizer(name: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
