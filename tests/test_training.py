@@ -416,9 +416,8 @@ def test_a_damaged_checkpoint_is_refused_in_one_sentence(damage, tmp_path):
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     path = trained_file(tmp_path)
-    with pytest.raises(
-        InputError, match=r"holds the weights of another model: posterior\.\S+ .*isn't among them; load it with"
-    ):
+    message = r"holds the weights of another model: posterior\.\S+ .*isn't among them; load it with"
+    with pytest.raises(InputError, match=message):
         train("ddvi", path, resume=True)
 
 
