@@ -202,10 +202,14 @@ class Posterior(nn.Module, abc.ABC):
         """The conditional for features (*batch_shape, features)."""
 
     def without_context(self, features: Tensor) -> Conditional:
-        """The simpler conditional that `WarmUp` trains; only a diffusion posterior has one.
+        """The simpler conditional that `WarmUp` trains, of features (*batch_shape, features).
+
+        Only a diffusion posterior has one: its start depends on x, its steps denoise the prior alone.
 
         Raises:
             InputError: it has none.
+
+        Source: Piriyakulkij et al., AAAI 2025.
         """
         raise InputError(
             f"warm-up trains the denoiser of a diffusion posterior, and {type(self).__name__} has none; use warmup=0"

@@ -51,7 +51,11 @@ def _scaled(draw: Draw, scale: Tensor) -> Draw:
 
 @final
 class ScaledPosterior(Posterior):
-    """Another posterior, whose latents are in units λ of z: z = λ u.
+    """Another posterior, whose latents are in units λ of z.
+
+        (u, a) ~ q(u, a | x),    z = λ u,    log_ratio(z, a) = log_ratio(u, a) − Σ_d log λ_d
+
+    Paths (1 + auxiliaries, *sample_shape, B, D) are in the units of z throughout.
 
     Args:
         base: the other posterior; what it knows of latents is in these units.
@@ -59,6 +63,8 @@ class ScaledPosterior(Posterior):
 
     Raises:
         InputError: the scale isn't of D positive numbers.
+
+    Source: the change of variables; to take the prior's spread for λ is this project's.
 
     Example:
         >>> base = ddvi.DiffusionPosterior(torch.nn.Linear(6, 8), latent_size=3, steps=4)
