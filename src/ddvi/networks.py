@@ -55,7 +55,8 @@ class Dropout(nn.Module):
         if not self.training:
             return h
         uniform = draw(_random_bits, h.shape, -2, device=h.device).to(h.dtype)
-        kept = (uniform >= self.dropped - 2**15).to(h.dtype)
+        # Integers: 1 from `dropped` on, 0 below. A comparison would be slower, and its result have to be converted.
+        kept = uniform.sub_(self.dropped - 2**15 - 1).clamp_(0, 1)
         return h * kept.mul_(2**16 / (2**16 - self.dropped))
 
 

@@ -93,7 +93,8 @@ class Steps:
         kind = fabric.device.type
         self.recorder: Recorder | None = None if processes.several else recorder
         self.groups: dict[str, list[torch.nn.Parameter]] = model.groups()
-        options: dict[str, Any] = {"fused": kind in ("cpu", "cuda"), "capturable": kind == "cuda"}
+        self.fused: bool = kind in ("cpu", "cuda")
+        options: dict[str, Any] = {"fused": self.fused, "capturable": kind == "cuda"}
         self.optimizers: dict[str, torch.optim.Adam] = {
             name: torch.optim.Adam(parameters, lr=schedule.lr, **options) for name, parameters in self.groups.items()
         }
@@ -134,7 +135,8 @@ class Steps:
         self._phase = self._carry_out = None
         for name, parameters in self.groups.items():
             optimizer: Any = self.optimizers[name]
-            optimizer.found_inf, optimizer.param_groups[0]["lr"] = None, self.schedule.lr
+            optimizer.grad_scale = optimizer.found_inf = None
+            optimizer.param_groups[0]["lr"] = self.schedule.lr
             for parameter in parameters:
                 parameter.grad = None
 
@@ -224,18 +226,23 @@ class Steps:
         self.fabric.backward(loss, inputs=parameters)
         grads, loss = [parameter.grad for parameter in parameters if parameter.grad is not None], loss.detach()
         self.processes.add_up([*grads, loss])
-        norm, clip_norm = torch.nn.utils.get_total_norm(grads), self.schedule.clip_norm
+        norm, clip_norm = _total_norm(grads), self.schedule.clip_norm
         good = torch.isfinite(loss + norm)
         if held_back is not None:
             held_back.copy_(torch.maximum(held_back, (~good).to(held_back)))
         elif not good:
             return good
+        scale = None
         if clip_norm > 0 and (held_back is not None or norm > clip_norm):
+            scale = (norm / clip_norm).clamp(min=1.0).float()
+        if scale is not None and not self.fused:
             torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+            scale = None
         for name in active:
             optimizer: Any = self.optimizers[name]
             optimizer.param_groups[0]["lr"] = lr
-            optimizer.found_inf = held_back  # torch's name for a flag on the device that holds a step back
+            # Torch's names for what a fused step does besides: it divides by the one, and the other holds it back.
+            optimizer.grad_scale, optimizer.found_inf = scale, held_back
             optimizer.step()
         return good
 
@@ -250,3 +257,10 @@ class Steps:
     def _scalar(self, value: float, dtype: torch.dtype) -> Tensor:
         """On the device, which isn't waited for."""
         return torch.full((), value, dtype=dtype, device=self.fabric.device)
+
+
+def _total_norm(grads: list[Tensor]) -> Tensor:
+    """The norm of all gradients together, (); on a CPU row by row, in less than half of the time."""
+    if grads[0].device.type == "cpu":
+        grads = [torch.linalg.vector_norm(grad.flatten(1), dim=1) if grad.dim() > 1 else grad for grad in grads]
+    return torch.nn.utils.get_total_norm(grads)
