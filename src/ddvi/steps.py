@@ -261,6 +261,7 @@ class Steps:
 
 def _total_norm(grads: list[Tensor]) -> Tensor:
     """The norm of all gradients together, (); on a CPU row by row, which is faster there."""
-    if grads[0].device.type == "cpu":
-        grads = [torch.linalg.vector_norm(grad.flatten(1), dim=1) if grad.dim() > 1 else grad for grad in grads]
-    return torch.nn.utils.get_total_norm(grads)
+    by_row = torch.linalg.vector_norm
+    return torch.nn.utils.get_total_norm(
+        [by_row(grad.flatten(1), dim=1) if grad.is_cpu and grad.dim() > 1 else grad for grad in grads]
+    )
