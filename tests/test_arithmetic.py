@@ -2,10 +2,15 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from torch import distributions
 
-from ddvi.arithmetic import LARGEST_ERROR, PATHS, arithmetic, fastest_path, measure_path
+import ddvi
+from ddvi.arithmetic import LARGEST_ERROR, PATHS, arithmetic, fast_products, fastest_path, measure_path
+from ddvi.sklearn import DDVI
+from listeners import Messages
 
 
 @pytest.fixture(autouse=True)
@@ -79,3 +84,53 @@ def test_a_small_gain_keeps_the_default(monkeypatch):
     seconds = {"highest": 1.1, "high": 1.0, "medium": 1.05}
     monkeypatch.setattr("ddvi.arithmetic.measure_path", lambda path, shape: (seconds[path], 1e-7))
     assert fastest_path() == "highest"
+
+
+# Models of a user's own
+
+
+class Paths(Messages):
+    """The path of matrix products at each step."""
+
+    def step(self, epoch, step, steps):
+        self.told.append(torch.get_float32_matmul_precision())
+
+
+def amortise(watch):
+    prior = distributions.Independent(distributions.Normal(torch.zeros(2), 1.0), 1)
+    inference = ddvi.Inference(
+        prior, lambda z: distributions.Independent(distributions.Normal(z, 0.5), 1), hidden_size=8, steps=2
+    )
+    inference.fit(torch.zeros(8, 2), epochs=1, listener=watch)
+
+
+def target(watch):
+    ddvi.Target(lambda z: -z.square().sum(-1), 2, steps=2).fit(steps=1, listener=watch)
+
+
+@pytest.mark.parametrize("learn", [amortise, target])
+@pytest.mark.parametrize(("callers", "taken"), [("highest", "medium"), ("high", "high")])
+def test_they_learn_by_the_fastest_path_unless_the_caller_has_chosen(learn, callers, taken, monkeypatch):
+    monkeypatch.setattr("ddvi.arithmetic.fastest_path", lambda: "medium")
+    watch = Paths()
+    torch.set_float32_matmul_precision(callers)
+    try:
+        learn(watch)
+        assert set(watch.told) == {taken}
+        assert torch.get_float32_matmul_precision() == callers
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_an_estimator_learns_by_it_and_gives_the_callers_back(monkeypatch):
+    asked = []
+    monkeypatch.setattr("ddvi.arithmetic.fastest_path", lambda: asked.append(1) or "medium")
+    DDVI(epochs=1, method="vae", hidden_size=8).fit(np.eye(8))
+    assert asked
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_path_measured_on_the_cpu_says_nothing_of_other_devices(monkeypatch):
+    monkeypatch.setattr("ddvi.arithmetic.fastest_path", lambda: "medium")
+    with fast_products(torch.device("cuda")) as path:
+        assert path == "highest"

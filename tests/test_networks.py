@@ -28,6 +28,15 @@ def test_dropouts_gradient_is_its_mask():
     torch.testing.assert_close(gradient * h, value)
 
 
+def test_dropouts_mask_is_what_its_bits_say(monkeypatch):
+    layer = Dropout(0.4)
+    edge = layer.dropped - 2**15
+    bits = torch.tensor([-(2**15), edge - 1, edge, edge + 1, 2**15 - 1], dtype=torch.int16)
+    monkeypatch.setattr("ddvi.networks._random_bits", lambda shape, device: bits)
+    value = layer(torch.full((5,), 3.0))
+    assert value.tolist() == [0, 0, *[pytest.approx(3 * 2**16 / (2**16 - layer.dropped))] * 3]
+
+
 def test_the_denoisers_gradient_agrees_with_finite_differences():
     torch.manual_seed(0)
     denoiser = Denoiser(2, 3, 4, steps=5, hidden_size=6, layers=3).double()

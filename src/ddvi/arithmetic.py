@@ -13,6 +13,7 @@ import json
 import platform
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -46,19 +47,39 @@ def arithmetic(precision: str = "32", threads: int = 0, path: str | None = None)
         The path of matrix products.
     """
     _keep_memory()
-    before = torch.get_num_threads(), torch.get_default_dtype(), torch.get_float32_matmul_precision()
-    flushes = _flushes()
+    before = torch.get_num_threads(), torch.get_default_dtype()
     try:
-        torch.set_flush_denormal(True)
         torch.set_num_threads(threads or before[0])
         torch.set_default_dtype(torch.float64 if precision == "64" else torch.float32)
-        chosen = path or fastest_path()
-        torch.set_float32_matmul_precision(chosen)
-        yield chosen
+        with _products(path or fastest_path()) as chosen:
+            yield chosen
     finally:
         torch.set_num_threads(before[0])
         torch.set_default_dtype(before[1])
-        torch.set_float32_matmul_precision(before[2])
+
+
+def fast_products(device: torch.device) -> AbstractContextManager[str]:
+    """A block with the products of a run, for a user's own model: where it is on the CPU and they are torch's default.
+
+    Other choices of the caller stay: they hold for other devices too, where they may mean less than single precision.
+
+    Args:
+        device: of the model.
+    """
+    chosen = torch.get_float32_matmul_precision()
+    return _products(fastest_path() if device.type == "cpu" and chosen == PATHS[0] else chosen)
+
+
+@contextlib.contextmanager
+def _products(path: str) -> Iterator[str]:
+    """Take a path of matrix products, and denormal numbers as zero, and restore the caller's choice of both."""
+    before, flushes = torch.get_float32_matmul_precision(), _flushes()
+    try:
+        torch.set_flush_denormal(True)
+        torch.set_float32_matmul_precision(path)
+        yield path
+    finally:
+        torch.set_float32_matmul_precision(before)
         torch.set_flush_denormal(flushes)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributions.constraints import Constraint
 
 from ddvi import checkpoint
+from ddvi.arithmetic import fast_products
 from ddvi.arrays import as_tensor
 from ddvi.composition import make_objective
 from ddvi.devices import make_fabric
@@ -385,7 +386,8 @@ class Inference:
         data["recorder"] = recorder(self.settings.graphs, fabric.device)
         trainer = Trainer(self.model, schedule, x, fabric=fabric, listener=listener, **data)
         try:
-            trainer.fit()
+            with fast_products(fabric.device):
+                trainer.fit()
         finally:
             self.model.eval()
             self.history += [row | {"epoch": before + row["epoch"]} for row in trainer.state.history]

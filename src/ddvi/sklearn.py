@@ -22,6 +22,7 @@ from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import check_array, check_is_fitted, column_or_1d, validate_data
 from torch import Tensor
 
+from ddvi.arithmetic import fast_products
 from ddvi.arrays import as_tensor
 from ddvi.composition import build_model, make_schedule, observe
 from ddvi.data import Dataset, split_validation
@@ -156,7 +157,8 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             labelled=labelled,
             recorder=recorder(settings.graphs, fabric.device),
         )
-        self.history_: list[dict[str, Any]] = trainer.fit()
+        with fast_products(fabric.device):
+            self.history_: list[dict[str, Any]] = trainer.fit()
         self.model_: LatentVariableModel = model.to("cpu").double().eval()
         vars(self).pop("classes_", None)
         if len(classes):

@@ -26,6 +26,7 @@ from torch.distributions.constraints import Constraint
 
 from ddvi import checkpoint
 from ddvi.annealing import anneal
+from ddvi.arithmetic import fast_products
 from ddvi.devices import make_fabric
 from ddvi.errors import InputError
 from ddvi.likelihoods import Likelihood
@@ -249,7 +250,8 @@ class Target:
             self.model, schedule, nothing, fabric=self._fabric, listener=listener, train_z=z, recorder=how
         )
         try:
-            trainer.fit()
+            with fast_products(self._fabric.device):
+                trainer.fit()
         finally:
             self.model.eval()
             self.history += [row | {"epoch": before + row["epoch"]} for row in trainer.state.history]
