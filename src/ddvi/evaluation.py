@@ -16,9 +16,10 @@ from torch import Tensor
 
 from ddvi.data import Dataset
 from ddvi.evidence import exact_log_likelihood
+from ddvi.likelihoods import means
 from ddvi.measures import calibration_error, latent_nll, maximum_mean_discrepancy
 from ddvi.model import LatentVariableModel
-from ddvi.preprocessing import Dequantise, Preprocessing
+from ddvi.preprocessing import AsIs, Dequantise, Preprocessing
 from ddvi.priors import Prior, as_prior
 from ddvi.randomness import derive_seed, generator, seeded
 
@@ -105,17 +106,17 @@ def evaluate(
         if elbo is not None and log_likelihood is not None:
             tell("gaps")
             kind = "gap" if "log_likelihood" in metrics else "gap_iw"
-            metrics |= _gaps(model, x[: len(log_likelihood)], log_likelihood, elbo[: len(log_likelihood)], effort, kind)
+            metrics |= _gaps(model, x, elbo, log_likelihood, effort, kind)
         metrics |= _bits_per_dimension(model, x, log_likelihood)
         if semi_supervised:
             tell("classification")
             metrics |= classification(model, dataset, x, effort)
         tell("latent space")
-        z = latents(model, raw, seed)
+        z = latents(model, x, seed)
         metrics |= _latent_measures(model, dataset, z, effort, seed)
         if dataset.maximum is not None:
             tell("maximum mean discrepancy")
-            metrics |= _image_discrepancy(model, raw, effort)
+            metrics |= _image_discrepancy(model, raw, dataset.maximum, effort)
     return metrics
 
 
@@ -126,8 +127,8 @@ def prepared(preprocessing: Preprocessing, raw: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def latents(model: LatentVariableModel, raw: Tensor, seed: int = 0) -> Tensor:
-    """One draw from q(z|x) for each row of raw data (N, *event): (N, D), on the CPU.
+def latents(model: LatentVariableModel, x: Tensor, seed: int = 0) -> Tensor:
+    """One draw from q(z|x) for each observation x (N, *event), as `prepared` gives them: (N, D), on the CPU.
 
     Example:
         >>> latents(model, x, seed=1).shape
@@ -135,7 +136,7 @@ def latents(model: LatentVariableModel, raw: Tensor, seed: int = 0) -> Tensor:
     """
     model.eval()
     with seeded(seed, "latents"):
-        parts = [model.latent(model.preprocessing(_on_device(model, part))) for part in raw.split(_CHUNK)]
+        parts = [model.latent(part) for part in x.split(_CHUNK)]
     return torch.cat(parts).cpu()
 
 
@@ -153,7 +154,7 @@ def _bounds(model: LatentVariableModel, x: Tensor, effort: Effort, tell: Callabl
     elbo = torch.cat([model.log_weights(part, effort.elbo_draws).double().mean(0) for part in x.split(at_once)])
     tell("importance-weighted bound")
     chosen = x[_permutation(x)[: effort.iw_examples]]
-    draws = effort.iw_draws // _candidates(model)
+    draws = _draws_each(model, effort.iw_draws)
     bound = importance_weighted_bound(model, chosen, draws)
     return {
         **_mean_and_error("elbo", elbo),
@@ -173,6 +174,11 @@ def _permutation(x: Tensor) -> Tensor:
 def _candidates(model: LatentVariableModel) -> int:
     """Labels that the bounds sum over; K draws in all are K / C for each."""
     return model.prior.parts or 1 if model.classifier is not None else 1
+
+
+def _draws_each(model: LatentVariableModel, draws: int) -> int:
+    """Of so many draws in all those for each label."""
+    return max(1, draws // _candidates(model))
 
 
 def importance_weighted_bound(model: LatentVariableModel, x: Tensor, draws: int) -> Tensor:
@@ -199,13 +205,13 @@ def _log_likelihood(
             "log_likelihood_nodes": evidence.nodes,
             "log_likelihood_change": evidence.change.mean().item(),
             "log_likelihood_largest_change": evidence.change.max().item(),
-            "_log_likelihood": evidence.log_likelihood,
+            "_log_likelihood": evidence.log_likelihood[_permutation(x)],
         }
     if not model.posterior.has_density:
         return {}
     tell("importance-weighted bound in the place of the log-likelihood")
-    chosen = x[: effort.stand_in_examples]
-    draws = effort.stand_in_draws // _candidates(model)
+    chosen = x[_permutation(x)[: effort.stand_in_examples]]
+    draws = _draws_each(model, effort.stand_in_draws)
     bound = importance_weighted_bound(model, chosen, draws)
     return {
         **_mean_and_error("log_likelihood_iw", bound),
@@ -216,23 +222,25 @@ def _log_likelihood(
 
 
 def _gaps(
-    model: LatentVariableModel, x: Tensor, log_likelihood: Tensor, elbo: Tensor, effort: Effort, kind: str
+    model: LatentVariableModel, x: Tensor, elbo: Tensor, log_likelihood: Tensor, effort: Effort, kind: str
 ) -> dict[str, Any]:
     """What the bound loses, on all examples, and KL(q(z|x) ‖ p(z|x)), on the first of the fixed permutation, in nats.
 
-    Of x (N, *event), with log p(x) or what stands in for it, and the bound, (N,) each; `kind` ends the measures' names.
+    Of x (N, *event) and the bound (N,), with log p(x), or what stands in for it, of the first (M,) of that permutation;
+    `kind` ends the measures' names.
     """
-    inference_gap = (log_likelihood - elbo).mean().item()
+    rows = _permutation(x)[: len(log_likelihood)]
+    inference_gap = (log_likelihood - elbo[rows]).mean().item()
     if model.classifier is None and not model.posterior(x[:1]).auxiliaries:
         return {f"inference_{kind}": inference_gap, f"marginal_{kind}": inference_gap}
     gaps = []
-    rows = _permutation(x)[: effort.gap_examples]
-    for part in x[rows].split(10):
+    for part in x[rows[: effort.gap_examples]].split(10):
         z = torch.stack([model.latent(part) for _ in range(effort.gap_draws)])
         log_q = model.log_posterior(part, z, effort.gap_auxiliary_draws)
         # KL = E_q[ log q(z|x) − log p(x, z) ] + log p(x)
         gaps.append((log_q - model.likelihood.log_prob(part, z) - model.prior.log_prob(z)).double().mean(0))
-    gap = torch.cat(gaps) + log_likelihood[rows]
+    gap = torch.cat(gaps)
+    gap = gap + log_likelihood[: len(gap)]
     return {
         f"inference_{kind}": inference_gap,
         **_mean_and_error(f"marginal_{kind}", gap),
@@ -322,7 +330,8 @@ def _neighbours(model: LatentVariableModel, dataset: Dataset, z: Tensor, labels:
     train_labels = dataset.train_y[known]
     if len(train_labels) < NEIGHBOURS:
         return {}
-    train_z = latents(model, dataset.train_x[known], derive_seed(seed, "train"))
+    train_x = prepared(model.preprocessing, _on_device(model, dataset.train_x[known]))
+    train_z = latents(model, train_x, derive_seed(seed, "train"))
     classifier = KNeighborsClassifier(NEIGHBOURS).fit(train_z.numpy(), train_labels.numpy())
     return {"knn_accuracy": float(classifier.score(z.numpy(), labels.numpy()))}
 
@@ -353,10 +362,13 @@ def clustering(model: LatentVariableModel, z: Tensor, labels: Tensor, classes: i
     }
 
 
-def _image_discrepancy(model: LatentVariableModel, raw: Tensor, effort: Effort) -> dict[str, Any]:
+def _image_discrepancy(model: LatentVariableModel, raw: Tensor, maximum: float, effort: Effort) -> dict[str, Any]:
+    """Between means of the model and raw test images (N, *event), whose values go up to a maximum."""
     count = min(effort.prior_draws, len(raw))
     z = model.prior.sample((count,))
-    restore = model.preprocessing.restore  # standardised images too are compared in [0, 1]
-    images = torch.cat([restore(model.likelihood(part).mean).flatten(1) for part in z.split(_CHUNK)])
+    restore = model.preprocessing.restore  # all images are compared in [0, 1], standardised ones and counts too
+    images = torch.cat([restore(means(model.likelihood, part)).flatten(1) for part in z.split(_CHUNK)])
     real = restore(model.preprocessing.picture(raw[:count])).flatten(1)
+    if isinstance(model.preprocessing, AsIs):
+        images, real = images / maximum, real / maximum
     return {"mmd": maximum_mean_discrepancy(images, real), "mmd_examples": count}

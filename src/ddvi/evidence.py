@@ -147,7 +147,7 @@ def _accumulate(
         part = part.to(next(likelihood.parameters(), z).dtype)
         joint = likelihood.pairwise_log_prob(x, part) + prior.log_prob(part)
         peak, place = joint.max(1)
-        matters.append((joint - level[:, None].to(joint.dtype)).amax(0) > 0)
+        matters.append((joint > level[:, None].to(joint.dtype)).any(0))
         total = torch.logaddexp(total, log_sum_exp_(joint, peak).double())
         places = torch.where(peak > largest, place + start, places)
         largest = torch.maximum(largest, peak.double())

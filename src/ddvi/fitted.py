@@ -66,19 +66,24 @@ class FittedPosterior:
         self.count: int = len(raw)
         with torch.no_grad():
             self.x: Tensor = model.preprocessing(raw)
-            self.conditional: Conditional = model.posterior(self.x)
+
+    @property
+    def conditional(self) -> Conditional:
+        """q(z, a | x) of the model as it is now, should it have learnt on."""
+        return self.model.posterior(self.x)
 
     def sample(self, sample_shape: tuple[int, ...] = (), seed: int | None = None) -> Tensor:
         """Draws z ~ q(z | x): (*sample_shape, B, *latent)."""
         with self._drawing(seed):
-            draws = [self.bijection(self.conditional.sample((size,))) for size in self._sizes(math.prod(sample_shape))]
+            conditional, sizes = self.conditional, self._sizes(math.prod(sample_shape))
+            draws = [self.bijection(conditional.sample((size,))) for size in sizes]
         return torch.cat(draws).unflatten(0, sample_shape) if sample_shape else draws[0][0]
 
     def predictive(self, sample_shape: tuple[int, ...] = (), seed: int | None = None) -> Tensor:
         """Draws of new observations, z ~ q(z | x), x' ~ p(x' | z): (*sample_shape, B, *event)."""
         with self._drawing(seed):
-            sizes = self._sizes(math.prod(sample_shape))
-            draws = [sample(self.model.likelihood(self.conditional.sample((size,)))) for size in sizes]
+            conditional, sizes = self.conditional, self._sizes(math.prod(sample_shape))
+            draws = [sample(self.model.likelihood(conditional.sample((size,)))) for size in sizes]
         return torch.cat(draws).unflatten(0, sample_shape) if sample_shape else draws[0][0]
 
     def mean(self, samples: int = 1000, seed: int | None = None) -> Tensor:
@@ -101,15 +106,14 @@ class FittedPosterior:
         shape = (self.count, *self.bijection.event_shape)
         if z.shape[-len(shape) :] != shape:
             raise InputError(f"z has shape {tuple(z.shape)}, but (*, {', '.join(map(str, shape))}) is needed")
-        outside = int((~self.bijection.contains(z)).sum())
-        if outside:
-            where = ", ".join(str(part.support) for part in self.bijection.parts)
-            raise InputError(f"{outside:,} latents lie outside of their support ({where}); leave them out")
-        u = self.bijection.inverse(z.to(self.bijection.location))
+        if samples < 2:
+            raise InputError(f"log q with its standard error needs at least 2 samples, not {samples}")
+        u = self.bijection.checked_inverse(z)
         batches = u.reshape(-1, self.count, self.bijection.size)
         with self._drawing(seed):
             parts = batches.split(max(1, _ROWS_AT_ONCE // (samples * self.count)))
-            scored = [self.conditional.log_prob(part, samples) for part in parts]
+            conditional = self.conditional
+            scored = [conditional.log_prob(part, samples) for part in parts]
         value, error = (torch.cat(values).reshape(u.shape[:-1]) for values in zip(*scored, strict=True))
         return Estimate(value - self.bijection.log_volume(u), error, samples)
 
@@ -141,13 +145,14 @@ class FittedPosterior:
         if not self.model.posterior.has_density:
             self.conditional.log_ratio(self.x)  # refuses, and says why
         with self._drawing(seed):
-            draws = [self.model.weigh(self.x, self.conditional.draw((size,))) for size in self._sizes(samples)]
+            conditional = self.conditional
+            draws = [self.model.weigh(self.x, conditional.draw((size,))) for size in self._sizes(samples)]
             return torch.cat([weights.log_weight() for weights in draws])
 
     def _sizes(self, samples: int) -> list[int]:
         """`samples` in portions that fit into memory."""
         portion = max(1, _ROWS_AT_ONCE // self.count)
-        return [portion] * (samples // portion) + [samples % portion] * (samples % portion > 0)
+        return [portion] * (samples // portion) + [samples % portion] * (samples % portion > 0) or [0]
 
     @contextlib.contextmanager
     def _drawing(self, seed: int | None) -> Iterator[None]:

@@ -32,7 +32,6 @@ from ddvi.own import (
     are_counts,
     bijection_of,
     build,
-    check_latents,
     check_scored,
     default_encoder,
     filled,
@@ -42,6 +41,7 @@ from ddvi.own import (
     settings_of,
     split,
     stored,
+    unconstrained,
 )
 from ddvi.posteriors.base import Posterior, PosteriorMaker
 from ddvi.randomness import derive_seed, seeded
@@ -175,7 +175,7 @@ class Inference:
         before = self._model
         self._prepare(train)
         try:
-            check_scored(self.model, train)
+            check_scored(self.model, self.likelihood, train)
         except InputError:
             self._model = before
             raise
@@ -229,8 +229,7 @@ class Inference:
             made = joint(self.prior, self.likelihood) if source is None else source
             z, x = pairs(made, count) if callable(made) else pair(made)
         bijection = self._bijection or bijection_of(None, self.support, z)
-        check_latents(z, bijection)
-        train, held_out, u, held_out_u = split(x, bijection.inverse(z.to(bijection.location)), validation, seed)
+        train, held_out, u, held_out_u = split(x, unconstrained(z, bijection), validation, seed)
         self._bijection = bijection
         self._prepare(train)
         if callable(source):
@@ -397,5 +396,4 @@ class Inference:
         """Fresh pairs (u, x) for a step."""
         z, x = pairs(source, count)
         self._check_shape(x)
-        check_latents(z, self.bijection)
-        return self.bijection.inverse(z.to(self.bijection.location)), x
+        return unconstrained(z, self.bijection), x

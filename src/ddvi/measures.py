@@ -57,4 +57,4 @@ def maximum_mean_discrepancy(x: Tensor, y: Tensor) -> float:
         return total / (len(a) * len(b))
 
     squared = mean_kernel(x, x) + mean_kernel(y, y) - 2 * mean_kernel(x, y)
-    return math.sqrt(max(0.0, squared))
+    return math.sqrt(max(squared, 0.0))  # in this order what is no number stays none

@@ -23,6 +23,7 @@ _NO_MORE = -80.0  # log share of the largest term, below the last digit of any s
 _NEGLIGIBLE = -45.0  # log of what a node may add to the largest term: e^-45 of some thousand nodes is below rounding
 _CELL = 3.0  # side of a cell, in units of z
 _MARGIN = 20.0  # of cells around the nodes, in the same units
+_MOST_PAIRS = 10**8  # of cells and nodes: some ten seconds, once
 _CELL_ROWS = 256  # latents at once whose cells have about as many nodes
 
 
@@ -58,6 +59,12 @@ class Nodes(NamedTuple):
             yield Block(some, *(flat if row is None else [values[row[some]] for values in self]))
 
 
+def _cells(nodes: Nodes) -> tuple[float, int]:
+    """How far from 0 the cells around some nodes reach, and how many of them make up a side."""
+    extent = float(torch.maximum(nodes.x.abs(), nodes.y.abs()).max()) + _MARGIN
+    return extent, math.ceil(2 * extent / _CELL)
+
+
 class Neighbourhoods:
     """For each cell of the plane around some nodes those that count there.
 
@@ -66,10 +73,14 @@ class Neighbourhoods:
         like: precision and device of what is kept.
     """
 
+    @staticmethod
+    def affordable(nodes: Nodes) -> bool:
+        """Whether the table takes seconds at most: it holds every cell against every node, and both grow."""
+        return _cells(nodes)[1] ** 2 * nodes.x.numel() <= _MOST_PAIRS
+
     def __init__(self, nodes: Nodes, like: Tensor) -> None:
         x, y, log_weight = (values.flatten() for values in nodes)
-        extent = float(torch.maximum(x.abs(), y.abs()).max()) + _MARGIN
-        self.count: int = math.ceil(2 * extent / _CELL)
+        extent, self.count = _cells(nodes)
         self.side: float = 2 * extent / self.count
         self.extent = extent
         centre = (torch.arange(self.count, dtype=x.dtype) + 0.5) * self.side - extent

@@ -17,7 +17,7 @@ from torch.distributions.constraints import Constraint
 from ddvi.arrays import as_tensor
 from ddvi.composition import assemble
 from ddvi.errors import InputError, check_name
-from ddvi.likelihoods import Likelihood, as_likelihood, is_scored_object
+from ddvi.likelihoods import ExponentialFamily, Likelihood, as_likelihood, is_scored_object
 from ddvi.methods import ALIASES, METHODS
 from ddvi.model import LatentVariableModel
 from ddvi.networks import DenseEncoder, TransformedEncoder
@@ -90,7 +90,7 @@ def bijection_of(prior: Any, support: Constraint | None, z: Tensor | None = None
     if prior is None:
         assert z is not None
         bijection = Bijection([section(support, z.shape[1:], "z")])
-        check_latents(z, bijection)
+        unconstrained(z, bijection)
         bijection.fit(z)
         return bijection
     if isinstance(prior, Prior) and support is None:
@@ -289,8 +289,13 @@ def joint(prior: Any, likelihood: Any) -> Callable[[int], tuple[Any, Any]]:
 
 
 @torch.no_grad()
-def check_scored(model: LatentVariableModel, x: Tensor) -> None:
-    """Refuse at once a likelihood that would fail in the first step."""
+def check_scored(model: LatentVariableModel, likelihood: Any, x: Tensor) -> None:
+    """Refuse at once a likelihood that would fail in the first step, and x that a built-in one doesn't speak of."""
+    if isinstance(likelihood, ExponentialFamily) and likelihood.support is not None:
+        refused = x[~likelihood.support.check(x)]
+        if len(refused):
+            name, kind = type(likelihood).__name__, str(likelihood.support)
+            raise InputError(f"x holds {refused[0].item():g}, but {name} is of {kind} entries; give others, or another")
     with seeded(0):
         z = model.prior.sample((2,))
     rows = model.preprocessing(x[:1]).to(z).expand(2, *x.shape[1:])
@@ -301,11 +306,8 @@ def check_scored(model: LatentVariableModel, x: Tensor) -> None:
         )
 
 
-def check_latents(z: Tensor, bijection: Bijection) -> None:
-    """Refuse latents (N, *latent) of a wrong shape, or outside of where they are said to live."""
+def unconstrained(z: Tensor, bijection: Bijection) -> Tensor:
+    """u (N, D) of latents (N, *latent); an InputError for a wrong shape, and for those that have none."""
     if z.shape[1:] != bijection.event_shape:
         raise InputError(f"latents have shape {tuple(z.shape[1:])}, but {tuple(bijection.event_shape)} is needed")
-    outside = int((~bijection.contains(z)).sum())
-    if outside:
-        where = ", ".join(str(part.support) for part in bijection.parts)
-        raise InputError(f"{outside:,} latents lie outside of their support ({where}); correct them, or give support=")
+    return bijection.checked_inverse(z)

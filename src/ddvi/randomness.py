@@ -60,11 +60,15 @@ def seeded(seed: int, *stream: int | str) -> Iterator[None]:
 @contextlib.contextmanager
 def preserved() -> Iterator[None]:
     """Restore torch's random state, on the CPU and on every accelerator, when the block ends."""
-    saved = random_state()
+    saved, seed = random_state(), torch.initial_seed()
+    begun = torch.cuda.is_initialized()
     try:
         yield
     finally:
         set_random_state(saved)
+        if torch.cuda.is_available() and not begun:
+            # There was no state to keep, but a seed to come, in whose place that of the block would stand.
+            torch.cuda.manual_seed_all(seed)
 
 
 def random_state() -> dict[str, Tensor]:

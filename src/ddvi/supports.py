@@ -206,6 +206,22 @@ class Bijection(nn.Module):
         flat = torch.cat([transform.inv(part).reshape(*batch, -1) for transform, part in pairs], -1)
         return (flat - self.location) / self.scale
 
+    def checked_inverse(self, z: Tensor) -> Tensor:
+        """`inverse` of z (*, *event) of whatever device, all of which have one.
+
+        Raises:
+            InputError: some lie outside of the support, or on its edge, where u would be infinite.
+        """
+        where = ", ".join(str(part.support) for part in self.parts)
+        outside = int((~self.contains(z)).sum())
+        if outside:
+            raise InputError(f"{outside:,} latents lie outside of their support ({where}); correct or leave them out")
+        u = self.inverse(z.to(self.location))
+        edge = int((~u.isfinite().all(-1)).sum())
+        if edge:
+            raise InputError(f"{edge:,} latents lie on the edge of their support ({where}); move them inside")
+        return u
+
     def log_volume(self, u: Tensor) -> Tensor:
         """log |det ∂z/∂u| of u (*, D): (*)."""
         total = self.scale.log().sum().expand(u.shape[:-1])

@@ -344,7 +344,8 @@ def draw(root: Path, output: Path | None = None, data_root: str = "") -> list[Pa
                     dataset = data.load(settings.dataset, source, settings.seed, settings.limit or None)
                 y = None if dataset.test_y is None else dataset.test_y[:_POINTS]
                 with runs.arithmetic(settings):
-                    z = evaluation.latents(model, dataset.test_x[:_POINTS], settings.seed)
+                    x = evaluation.prepared(model.preprocessing, dataset.test_x[:_POINTS])
+                    z = evaluation.latents(model, x, settings.seed)
                     prior_z = model.prior.sample((_POINTS,), generator=generator(settings.seed, "latent spaces"))
                 panels.append((titles[column].replace(" ", "\n"), z, y))
             pictures.append([*panels, ("prior", prior_z, None)])

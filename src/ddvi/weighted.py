@@ -123,9 +123,10 @@ class FittedTarget:
         """
         if samples < 2 or not 0 <= base_share < 1:
             raise InputError(f"samples={samples} is at least 2, base_share={base_share} in [0, 1); correct them")
-        x, one = self._alone.x, self._alone.conditional
+        x = self._alone.x
         portions = [min(_ROWS_AT_ONCE, samples - start) for start in range(0, samples, _ROWS_AT_ONCE)]
         with contextlib.nullcontext() if seed is None else seeded(seed, "weighted"):
+            one = self._alone.conditional
             parts = [propose(self.model, one, x, count, base_share) for count in portions]
         z = torch.cat([self.bijection(part.z[:, 0]) for part in parts])
         return WeightedDraws(z, torch.cat([part.log_weight()[:, 0] for part in parts]))

@@ -15,6 +15,7 @@ from typing import Self, final
 import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent
+from torch.distributions.constraints import Constraint
 
 
 class Likelihood(nn.Module, abc.ABC):
@@ -60,6 +61,9 @@ class ExponentialFamily(Likelihood):
         >>> parameters.shape, likelihood.log_partition(parameters).shape
         (torch.Size([4, 6]), torch.Size([4]))
     """
+
+    support: Constraint | None = None
+    """Of an entry of x, where the family says it."""
 
     def __init__(self, decoder: nn.Module, event_shape: torch.Size) -> None:
         super().__init__()

@@ -7,7 +7,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Categorical, Distribution, NegativeBinomial, Normal, Poisson
+from torch.distributions import Bernoulli, Categorical, Distribution, NegativeBinomial, Normal, Poisson, constraints
 from torch.nn import functional
 
 from ddvi.likelihoods.base import ExponentialFamily
@@ -36,6 +36,8 @@ class BernoulliLikelihood(ExponentialFamily):
         >>> likelihood(torch.zeros(5, 2)).sample().unique().tolist()
         [0.0, 1.0]
     """
+
+    support = constraints.boolean
 
     def forward(self, z: Tensor) -> Distribution:
         return self._independent(_Bernoulli(logits=self.decoder(z), validate_args=False))
@@ -89,6 +91,17 @@ class GaussianLikelihood(ExponentialFamily):
         constant = self.log_scale.expand(self.event_shape).sum() + 0.5 * scaled.shape[1] * math.log(2 * math.pi)
         return scaled, -0.5 * (scaled**2).sum(-1) - constant
 
+    def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        # By ⟨T, η⟩ − A + h, as in the other families, squares of x/σ would cancel, and with them digits.
+        return self.statistics((x - self.decoder(z)).flatten(0, -len(self.event_shape) - 1))[1].view(z.shape[:-1])
+
+    def pairwise_log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        # One product of matrices again, around the centre of x, so that less cancels.
+        centre = x.detach().mean(0)
+        scaled, log_base = self.statistics(x - centre)
+        parameters = ((self.decoder(z) - centre) * (-self.log_scale).exp()).flatten(1)
+        return torch.addmm(log_base[:, None] - self.log_partition(parameters), scaled, parameters.T)
+
     def moments(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         return parameters, torch.ones_like(parameters)
 
@@ -107,6 +120,8 @@ class PoissonLikelihood(ExponentialFamily):
         >>> PoissonLikelihood(nn.Linear(2, 6), torch.Size([6]))(torch.zeros(5, 2)).mean.shape
         torch.Size([5, 6])
     """
+
+    support = constraints.nonnegative_integer
 
     def _log_rate(self, z: Tensor) -> Tensor:
         return self.decoder(z).clamp_max(20.0)
@@ -149,6 +164,8 @@ class NegativeBinomialLikelihood(ExponentialFamily):
         >>> likelihood(torch.zeros(5, 2)).sample().shape
         torch.Size([5, 3])
     """
+
+    support = constraints.nonnegative_integer
 
     def __init__(self, decoder: nn.Module, event_shape: torch.Size, dispersion: float = 10.0) -> None:
         super().__init__(decoder, event_shape)
@@ -199,6 +216,7 @@ class CategoricalLikelihood(ExponentialFamily):
     def __init__(self, decoder: nn.Module, event_shape: torch.Size, categories: int) -> None:
         super().__init__(decoder, event_shape)
         self.categories = categories
+        self.support = constraints.integer_interval(0, categories - 1)
 
     def forward(self, z: Tensor) -> Distribution:
         return self._independent(Categorical(logits=self.decoder(z), validate_args=False))

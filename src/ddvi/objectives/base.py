@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ddvi.errors import InputError
 from ddvi.model import LatentVariableModel
 
 
@@ -71,6 +72,18 @@ class Objective(abc.ABC):
     @abc.abstractmethod
     def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
         """The updates of one step, in order: each is carried out before the next one is computed."""
+
+
+def check_least(objective: Objective, **least: int) -> None:
+    """Refuse a count of an objective that is below the least one by its name; None is none.
+
+    Raises:
+        InputError: one is.
+    """
+    for name, minimum in least.items():
+        value = getattr(objective, name)
+        if value is not None and value < minimum:
+            raise InputError(f"{name}={value} is impossible in {type(objective).__name__}; give {minimum} or more")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ddvi.model import LatentVariableModel, View, Weights
-from ddvi.objectives.base import Batch, DataObjective, Update, data_update
+from ddvi.objectives.base import Batch, DataObjective, Update, check_least, data_update
 from ddvi.posteriors.base import Draw, Posterior
 
 
@@ -106,7 +106,7 @@ class ELBO(DataObjective):
         label_rate: how much of the gradient q(l|x) takes, see `negative_elbo`.
 
     Raises:
-        InputError: in training, the posterior has no density.
+        InputError: samples is below 1; in training, the posterior has no density.
 
     Sources: Kingma and Welling, 2014; Roeder et al., 2017, and Tucker et al., 2019, for the path gradient.
 
@@ -122,6 +122,9 @@ class ELBO(DataObjective):
     prior_weight: float = 1.0
     path_gradient: bool = False
     label_rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_least(self, samples=1)
 
     def loss(
         self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float | Tensor = 1.0
@@ -157,7 +160,7 @@ class ImportanceWeighted(DataObjective):
         label_rate: how far q(l|x) goes towards these shares at once, see `damped`.
 
     Raises:
-        InputError: in training, the posterior has no density.
+        InputError: samples is below 1; in training, the posterior has no density.
 
     Sources: Burda et al., Importance Weighted Autoencoders, 2016; Tucker et al., 2019, for the path gradient.
 
@@ -173,6 +176,9 @@ class ImportanceWeighted(DataObjective):
     prior_weight: float = 1.0
     path_gradient: bool = False
     label_rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_least(self, samples=1)
 
     def loss(
         self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float | Tensor = 1.0

@@ -18,7 +18,7 @@ from typing import final
 from torch import Tensor
 
 from ddvi.model import LatentVariableModel
-from ddvi.objectives.base import Batch, DataObjective, Update, data_update
+from ddvi.objectives.base import Batch, DataObjective, Update, check_least, data_update
 from ddvi.objectives.prior_draws import PriorDraws
 from ddvi.randomness import choose
 
@@ -37,7 +37,7 @@ class MarginalLikelihood(DataObjective):
         levels: terms of the chain drawn per example; all if None.
 
     Raises:
-        InputError: in training, the likelihood or the posterior has no density.
+        InputError: samples or levels is below 1; in training, the likelihood or the posterior has no density.
 
     Source: Burda et al., 2016, with the prior as the proposal.
 
@@ -49,6 +49,9 @@ class MarginalLikelihood(DataObjective):
 
     samples: int = 2000
     levels: int | None = None
+
+    def __post_init__(self) -> None:
+        check_least(self, samples=1, levels=1)
 
     def loss(
         self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float | Tensor = 1.0

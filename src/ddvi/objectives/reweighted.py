@@ -61,9 +61,10 @@ def propose(
         conditional: q(z, a | x).
         x: (B, *event).
         samples: K.
-        prior_share: ε, rounded to a multiple of 1/K.
+        prior_share: ε, rounded to a multiple of 1/K below 1.
     """
-    own, other = conditional.draw((samples - round(prior_share * samples),)), round(prior_share * samples)
+    other = min(round(prior_share * samples), samples - 1)
+    own = conditional.draw((samples - other,))
     z, log_ratio = own.z, own.log_ratio
     if other:
         broad = draw(model.prior.sample, (other, len(x)), -1)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ddvi.model import Fantasies, LatentVariableModel, View
-from ddvi.objectives.base import Batch, DataObjective, Objective, Update, data_update
+from ddvi.objectives.base import Batch, DataObjective, Objective, Update, check_least, data_update
 from ddvi.objectives.elbo import ELBO, bound_terms, cross_entropy, damped
 from ddvi.objectives.log_variance import deviations
 from ddvi.objectives.prior_draws import PriorDraws
@@ -50,6 +50,9 @@ class Sleep(Objective):
         levels: terms of the chain drawn per pair; all if None.
         simulate: count to so many (z, x), of shapes (count, D) and (count, *event); None draws from the model itself.
 
+    Raises:
+        InputError: levels is below 1.
+
     Source: Papamakarios and Murray, Fast ε-free Inference of Simulation Models, 2016; with a chain, method and bound of
     Piriyakulkij et al., AAAI 2025.
 
@@ -60,6 +63,9 @@ class Sleep(Objective):
 
     levels: int | None = None
     simulate: Callable[[int], tuple[Tensor, Tensor]] | None = None
+
+    def __post_init__(self) -> None:
+        check_least(self, levels=1)
 
     def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
         if batch.z is not None:
@@ -92,7 +98,7 @@ class WakeSleep(DataObjective):
         fantasies: how many for each example of data.
 
     Raises:
-        InputError: in training, the posterior has no density.
+        InputError: a count is out of range; in training, the posterior has no density.
 
     Sources: Piriyakulkij et al., AAAI 2025; Hinton et al., The Wake-Sleep Algorithm, 1995.
 
@@ -107,6 +113,9 @@ class WakeSleep(DataObjective):
     sleep_weight: float = 1.0
     levels: int | None = 1
     fantasies: int = 1
+
+    def __post_init__(self) -> None:
+        check_least(self, sleep_steps=0, levels=1, fantasies=1)
 
     def loss(
         self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float | Tensor = 1.0
@@ -160,7 +169,8 @@ class ReweightedWakeSleep(DataObjective):
         variance_weight: weight of the log-variance loss at the end of training; without effect where K is 1.
 
     Raises:
-        InputError: in training, the posterior or, with `prior_samples`, the likelihood has no density.
+        InputError: a count is out of range; in training, the posterior or, with `prior_samples`, the likelihood has no
+            density.
 
     Sources: Bornschein and Bengio, 2015; Le et al., Revisiting Reweighted Wake-Sleep, 2019; Veach and Guibas, Optimally
     Combining Sampling Techniques, 1995, for weights from several proposals; Richter et al., VarGrad, 2020, for the
@@ -181,6 +191,9 @@ class ReweightedWakeSleep(DataObjective):
     resampled: int = 1
     decoded: int = 1
     variance_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_least(self, samples=1, levels=1, fantasies=1, prior_samples=0, resampled=1, decoded=1)
 
     def loss(
         self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float | Tensor = 1.0

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple, Self, final
 import torch
 from torch import Tensor, nn
 
-from ddvi.errors import InputError
+from ddvi.errors import InputError, check_name
 from ddvi.gaussians import DiagonalGaussian, FullGaussian, Gaussian, normal, packed, stack
 from ddvi.networks import Denoiser
 from ddvi.noise import Levels, NoisingProcess, point
@@ -276,6 +276,8 @@ class DiffusionPosterior(Posterior):
         guidance: Guidance | None = None,
     ) -> None:
         super().__init__(encoder, latent_size, labels)
+        check_name("covariance", covariance, ("auto", "diagonal", "full"))
+        check_name("weighting of levels", level_weights, ("bound", "plain"))
         if guidance and covariance == "diagonal":
             raise InputError("guidance gives the last step a full covariance; use covariance=full, or no guidance")
         self.guidance = guidance
@@ -318,7 +320,7 @@ class DiffusionPosterior(Posterior):
 
     def without_context(self, features: Tensor) -> DiffusionConditional:
         """The simpler model that warm-up trains: the start depends on x, the steps denoise the prior alone."""
-        start = self.anchor.gaussian(features)
+        start = self.anchor.gaussian(features[..., : self.features])
         standard = DiagonalGaussian(torch.zeros_like(start.mean), torch.ones_like(start.variance))
         return DiffusionConditional(self, start, standard, features.new_zeros(()))
 

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from typing import Any, final
 
 import torch
-import zuko
 from torch import Tensor, nn
 
 from ddvi.gaussians import DiagonalGaussian
 from ddvi.posteriors.base import ExplicitConditional, Posterior
 from ddvi.posteriors.gaussian import GaussianHead
+from ddvi.posteriors.zuko_layers import MaskedAutoregressiveTransform
 
 
 def autoregressive_layers(
@@ -34,7 +34,7 @@ def autoregressive_layers(
     for index in range(layers):
         order: Any = torch.arange(latent_size)
         order = order.flip(0) if index % 2 else order
-        layer: Any = zuko.flows.MaskedAutoregressiveTransform(
+        layer: Any = MaskedAutoregressiveTransform(
             latent_size, context_size, order=order, hidden_features=hidden_features, **univariate
         )
         for parameter in layer.hyper[-1].parameters():

@@ -15,12 +15,12 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
-from zuko.transforms import MonotonicRQSTransform
 
 from ddvi.gaussians import DiagonalGaussian
 from ddvi.posteriors.base import ExplicitConditional, Posterior
 from ddvi.posteriors.flow import FlowDensity, autoregressive_layers
 from ddvi.posteriors.gaussian import GaussianHead
+from ddvi.posteriors.zuko_layers import MonotonicRQSTransform
 
 _SMALLEST_SLOPE = 1e-3
 

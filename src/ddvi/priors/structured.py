@@ -73,7 +73,7 @@ class _Curve(_Structured):
 
     def __init__(self, latent_size: int = 2, parts: int = 10, width: float | None = None):
         super().__init__(latent_size, parts, width)
-        self._near: dict[torch.dtype, Neighbourhoods] = {}
+        self._near: dict[torch.dtype, Neighbourhoods | None] = {}
 
     def _tabulate(self) -> tuple[Tensor, ...]:
         """Nodes x, y in units of √2 width, and log-weights, all of shape (C, M)."""
@@ -90,10 +90,12 @@ class _Curve(_Structured):
         x, y = (self._point(t, label) / (self.width * math.sqrt(2))).unbind(-1)
         return x.contiguous(), y.contiguous(), log_weight
 
-    def _neighbourhoods(self, like: Tensor) -> Neighbourhoods:
+    def _neighbourhoods(self, like: Tensor) -> Neighbourhoods | None:
+        """None of a very narrow curve, whose table would take longer than it saves."""
         if like.dtype not in self._near:
             with torch.inference_mode(False), torch.no_grad():
-                self._near[like.dtype] = Neighbourhoods(Nodes(*self._tabulate()), like)
+                nodes = Nodes(*self._tabulate())
+                self._near[like.dtype] = Neighbourhoods(nodes, like) if Neighbourhoods.affordable(nodes) else None
         return self._near[like.dtype]
 
     def _draw(self, shape: torch.Size, label: Tensor | None, options: dict[str, Any]) -> Tensor:
@@ -104,10 +106,9 @@ class _Curve(_Structured):
 
     def _log_density(self, z: Tensor, label: Tensor | None) -> Tensor:
         place = z[:, :2] / (self.width * math.sqrt(2))
-        if label is None and z.device.type == "cpu":  # elsewhere to wait for the sizes of blocks would cost more
-            blocks = self._neighbourhoods(z).blocks(place)
-        else:
-            blocks = Nodes(*self._constants(z)).blocks(len(z), label)
+        # Elsewhere to wait for the sizes of blocks would cost more.
+        near = self._neighbourhoods(z) if label is None and z.device.type == "cpu" else None
+        blocks = Nodes(*self._constants(z)).blocks(len(z), label) if near is None else near.blocks(place)
         mixture = log_mixture(place, blocks)
         constant = math.log(2 * math.pi * self.width**2 * (self.count if label is None else 1))
         return mixture - constant + _log_normal(z[:, 2:], self.width).sum(-1)

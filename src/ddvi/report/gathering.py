@@ -45,7 +45,7 @@ def gather(model: LatentVariableModel, dataset: Dataset, settings: Settings) -> 
     count = tiles.most(whole[:1].to(device).expand(len(whole), *whole.shape[1:]), MOST_EXAMPLES)
     raw = whole[:count].to(device)
     x = evaluation.prepared(model.preprocessing, raw)
-    z = evaluation.latents(model, raw, settings.seed)
+    z = evaluation.latents(model, x, settings.seed)
     with seeded(settings.seed, "report"):
         limits = _limits(model, z)
         result = {
