@@ -71,7 +71,8 @@ def test_answers_that_need_no_torch_import_none(words: list[str], status: int) -
         (["report", "."], "holds no config.yaml"),
         (["report", ".", "to=x"], "choose from out, data_root"),
         (["embed", ".", "digits"], "holds no config.yaml"),
-        (["sample", ".", "-n", "many"], "invalid int value"),
+        (["sample", ".", "-n", "many"], "invalid int value: 'many'; see 'ddvi sample --help'"),
+        (["sample", ".", "-o", "x.csv"], "-o x.csv doesn't end in .npz"),
     ],
 )
 def test_mistakes_get_one_sentence(

@@ -560,6 +560,7 @@ FAULTS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "strings": ({"x": table().astype(str)}, ["dtype <U", "real numbers"]),
     "one dimension": ({"x": table()[:, 0]}, ["1 dimensions", "N x features"]),
     "five dimensions": ({"x": np.zeros((5, 1, 2, 3, 4))}, ["5 dimensions", "N x features"]),
+    "channels last": ({"x": np.zeros((5, 8, 8, 3))}, ["(5, 8, 8, 3)", "give x.transpose(0, 3, 1, 2)"]),
     "objects": ({"x": np.array([[1, "a"]] * 9, object)}, ["Python objects", "numpy.save"]),
     "lengths": ({"x": table(40), "y": np.zeros(39, int)}, ["y of", "(39,)", "40 examples"]),
     "labels of two dimensions": ({"x": table(40), "y": np.zeros((40, 1), int)}, ["y of", "(40, 1)", "(40,)"]),

@@ -23,6 +23,7 @@ from ddvi.evaluation import (
     prepared,
 )
 from ddvi.evidence import exact_log_likelihood
+from ddvi.likelihoods import means
 from ddvi.measures import latent_nll, maximum_mean_discrepancy
 from ddvi.methods import METHODS
 from ddvi.networks import Dropout
@@ -447,3 +448,50 @@ def test_dropout_and_gradients_are_off(small):
     assert any(isinstance(module, Dropout) for module in model.modules())
     assert evaluate(model.train(), data, quick=True) == first
     assert not any(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("likelihood", ["poisson", "categorical"])
+def test_counts_in_images_are_compared_in_the_unit_interval(small, likelihood):
+    data = dataset()
+    data = replace(data, train_x=data.train_x.long(), test_x=data.test_x.long())
+    model = compose(data, likelihood=likelihood)
+    metrics = evaluate(model, data, quick=True)
+    with torch.no_grad(), seeded(0):
+        images = means(model.likelihood, model.prior.sample((60,))).flatten(1) / 255
+    expected = maximum_mean_discrepancy(images, (data.test_x[:60] / 255).flatten(1))
+    assert metrics["mmd"] == pytest.approx(expected, abs=0.05)
+    assert metrics["mmd"] > 0.1
+
+
+def test_a_discrepancy_of_no_number_is_none():
+    assert math.isnan(maximum_mean_discrepancy(torch.full((3, 2), math.nan), torch.zeros(3, 2)))
+
+
+def test_the_latents_are_those_of_the_test_set_that_all_measures_see(small, monkeypatch):
+    data = dataset()
+    model, seen = compose(data), []
+    encode = model.posterior.encode
+    monkeypatch.setattr(model.posterior, "encode", lambda x, *label: seen.append(x) or encode(x, *label))
+    evaluate(model, data, quick=True, seed=3)
+    every = prepared(model.preprocessing, data.test_x[:60])
+    whole = [x for x in seen if len(x) == 60]
+    assert len(whole) > 1
+    assert all(torch.equal(x, every) for x in whole)
+
+
+def test_what_stands_in_is_of_the_fixed_permutation(small):
+    """Examples that are sorted by how likely they are."""
+    data = dataset("table", labels=False, n_test=70)
+    order = data.test_x.square().sum(1).argsort()
+    data = replace(data, test_x=10 * data.test_x[order])
+    metrics = evaluate(compose(data, prior="gaussian", latent_size=3), data, quick=True)
+    assert metrics["log_likelihood_iw_examples"] == 30
+    assert metrics["log_likelihood_iw"] == pytest.approx(metrics["elbo"], rel=0.5), "and not the first half"
+
+
+def test_many_labels_leave_a_draw_for_each(small):
+    data = dataset()
+    model = compose(data, method="vae")
+    assert evaluation._draws_each(model, 5) == 5
+    model.classifier, model.prior.parts = nn.Linear(1, 1), 120
+    assert evaluation._draws_each(model, 100) == 1

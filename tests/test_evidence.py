@@ -14,7 +14,7 @@ from ddvi.composition import build_model, make_objective, observe
 from ddvi.errors import InputError
 from ddvi.evaluation import importance_weighted_bound, prepared
 from ddvi.evidence import exact_log_likelihood
-from ddvi.likelihoods import BernoulliLikelihood, GaussianLikelihood
+from ddvi.likelihoods import BernoulliLikelihood, GaussianLikelihood, Likelihood
 from ddvi.posteriors.gaussian import GaussianPosterior
 from ddvi.priors import make_prior
 from ddvi.randomness import generator, random_state, seeded
@@ -111,6 +111,35 @@ def test_each_alone_is_as_exact_as_in_company(scale):
     for x in torch.randn(8, 1, 2):
         found = exact_log_likelihood(make_prior("gaussian"), likelihood, x, nodes=QUICK_NODES)
         assert found.log_likelihood.item() == pytest.approx(evidence.log_prob(x).item(), abs=0.01)
+
+
+class Box(Likelihood):
+    """p(x | z) = ¼ where all entries of x − z are within 1, and nothing beyond."""
+
+    event_shape = torch.Size([2])
+
+    def __init__(self):
+        super().__init__()
+        self.nothing = nn.Parameter(torch.zeros(()))
+
+    def forward(self, z):
+        raise NotImplementedError
+
+    def log_prob(self, x, z):
+        return torch.where(((x - z).abs() < 1).all(-1), -math.log(4), -math.inf)
+
+    def pairwise_log_prob(self, x, z):
+        return self.log_prob(x[:, None], z)
+
+
+@double
+def test_an_impossible_example_leaves_the_others_as_they_are():
+    x = torch.tensor([[0.0, 0.0], [0.5, 0.3], [-1.0, 1.5], [40.0, 40.0]])
+    normal = torch.distributions.Normal(0.0, 1.0)
+    exact = ((normal.cdf(x + 1) - normal.cdf(x - 1)).prod(-1) / 4).log()
+    found = exact_log_likelihood(make_prior("gaussian"), Box(), x, nodes=1000)
+    torch.testing.assert_close(found.log_likelihood[:3], exact[:3], atol=0.02, rtol=0)
+    assert found.log_likelihood[3] == -math.inf
 
 
 @double

@@ -1,6 +1,8 @@
 """Own models: what is learnt is held to posteriors that are known in closed form."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from torch import nn
 from torch.distributions import (
     Beta,
     Dirichlet,
+    Distribution,
     Gamma,
     Independent,
     Multinomial,
@@ -464,6 +467,49 @@ MISTAKES = {
         lambda: inference().fit(torch.zeros(4, 3), epochs=1).posterior(torch.zeros(1, 3)).log_prob(torch.zeros(1, 3)),
         r"\(\*, 1, 2\) is needed",
     ),
+    "sample's shape": (
+        lambda: inference().fit(torch.zeros(4, 3), epochs=1).posterior(torch.zeros(1, 3)).sample(5),
+        r"sample_shape=5 is no shape; give a tuple",
+    ),
+    "density's samples": (
+        lambda: inference().fit(torch.zeros(4, 3), epochs=1).posterior(torch.zeros(1, 3))
+        .log_prob(torch.zeros(1, 2), 0),
+        "at least 2 samples, not 0",
+    ),
+    "on the edge": (
+        lambda: ddvi.Inference(Gamma(1.0, 1.0), Poisson, "vae")
+        .fit(torch.ones(4), epochs=1).posterior(torch.ones(1)).log_prob(torch.zeros(1)),
+        "1 latents lie on the edge of their support",
+    ),
+    "simulated on the edge": (
+        lambda: ddvi.Inference(support=constraints.nonnegative).fit_simulations((torch.zeros(4, 2), torch.zeros(4, 2))),
+        "4 latents lie on the edge",
+    ),
+    "not binary": (
+        lambda: ddvi.Inference(prior(), ddvi.BernoulliLikelihood(nn.Linear(2, 3), (3,))).fit(torch.full((4, 3), 0.5)),
+        "x holds 0.5, but BernoulliLikelihood is of zeros and ones",
+    ),
+    "no counts": (
+        lambda: ddvi.Inference(prior(), ddvi.PoissonLikelihood(nn.Linear(2, 3), (3,))).fit(-torch.ones(4, 3)),
+        "x holds -1, but PoissonLikelihood is of whole numbers from 0 on",
+    ),
+    "torch's own refusal": (
+        lambda: ddvi.Inference(prior(), lambda z: Independent(Poisson(z.exp()), 1)).fit(torch.full((4, 2), 0.5)),
+        "the likelihood refuses x or its own parameters: Expected value argument",
+    ),
+    "parameters astray": (
+        lambda: ddvi.Inference(prior(), lambda z: Independent(Normal(z, -1.0), 1)).fit(torch.zeros(4, 2)),
+        "the likelihood refuses x or its own parameters: Expected parameter scale",
+    ),
+    "likelihood is no number": (
+        lambda: ddvi.Inference(prior(), lambda z: Independent(Normal(z * math.nan, 1.0, validate_args=False), 1))
+        .fit(torch.zeros(4, 2)),
+        "at 4 of 4 draws of the prior the likelihood of x is NaN",
+    ),
+    "no folder": (
+        lambda: inference().fit(torch.zeros(4, 3), epochs=1).save("/nowhere/inference"),
+        "in a folder that doesn't exist",
+    ),
     "density outside": (
         lambda: ddvi.Inference(Gamma(1.0, 1.0), Poisson, "vae")
         .fit(torch.ones(4), epochs=1).posterior(torch.ones(1)).log_prob(-torch.ones(1)),
@@ -500,3 +546,47 @@ def test_refused_data_leaves_everything_as_it_was():
     with pytest.raises(InputError):
         fresh.fit(torch.zeros(4, 2))
     assert len(fresh.fit(torch.zeros(4, 3), epochs=1).history) == 1
+
+
+def test_a_posterior_follows_what_is_learnt_after_it():
+    model = inference().fit(torch.zeros(4, 3), epochs=1)
+    x = torch.ones(2, 3)
+    before = model.posterior(x)
+    old = before.sample((5,), seed=0)
+    model.fit(torch.ones(4, 3), epochs=3)
+    now = before.sample((5,), seed=0)
+    assert not torch.equal(now, old)
+    assert torch.equal(now, model.posterior(x).sample((5,), seed=0)), "neither the old one nor a mixture of both"
+
+
+def test_no_draws_are_an_empty_tensor():
+    posterior = inference().fit(torch.zeros(4, 3), epochs=1).posterior(torch.zeros(2, 3))
+    assert posterior.sample((0,)).shape == (0, 2, 2)
+
+
+@pytest.mark.parametrize("checks", [True, False])
+def test_torchs_checks_of_distributions_are_the_callers(checks):
+    Distribution.set_default_validate_args(checks)
+    try:
+        inference().fit(torch.zeros(4, 3), epochs=1)
+        assert Distribution._validate_args is checks
+    finally:
+        Distribution.set_default_validate_args(True)
+
+
+def test_a_seed_that_waits_for_cuda_is_the_callers_again(monkeypatch):
+    """Before CUDA is begun there is a seed to come, and no state to keep."""
+    seeds = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: False)
+    monkeypatch.setattr("torch.cuda.manual_seed_all", seeds.append)
+    caller = torch.initial_seed()
+    with ddvi.seeded(3, "here"):
+        assert torch.initial_seed() != caller
+    assert seeds[-1] == caller
+
+
+def test_using_the_library_switches_no_checks_off():
+    code = "import ddvi, torch; ddvi.Inference; print(torch.distributions.Distribution._validate_args)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "True"

@@ -7,8 +7,10 @@ import torch
 from torch import nn
 from torch.distributions import Bernoulli, Categorical, Independent, Laplace, NegativeBinomial, Normal, Poisson
 
+from conftest import set_linear
 from ddvi import likelihoods, preprocessing
 from ddvi.errors import InputError
+from ddvi.likelihoods import GaussianLikelihood
 from ddvi.networks import DenseDecoder
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -195,3 +197,17 @@ def test_pairs_of_an_own_likelihood_are_scored_in_pieces(monkeypatch):
     found = likelihoods.DistributionLikelihood(build, torch.Size([2])).pairwise_log_prob(x, z)
     torch.testing.assert_close(found, Independent(Normal(z, 1.0), 1).log_prob(x[:, None]))
     assert asked == [4, 4, 2]
+
+
+@pytest.mark.parametrize(("x", "scale"), [(1.0, 1e-3), (273.15, 0.1), (1e4, 1.0)])
+@torch.no_grad()
+def test_a_gaussian_keeps_its_digits_where_x_is_many_scales(x, scale):
+    decoder = nn.Linear(2, 3)
+    set_linear(decoder, scale * torch.randn(3, 2), torch.full((3,), x))
+    likelihood = GaussianLikelihood(decoder.float(), torch.Size([3]), torch.full((3,), scale, dtype=torch.float32))
+    z = torch.randn(7, 2, dtype=torch.float32)
+    rows = (x + scale * torch.randn(7, 3)).float()
+    sigma = likelihood.log_scale.double().exp()
+    exact = Normal(decoder(z).double()[None], sigma).log_prob(rows.double()[:, None]).sum(-1)
+    torch.testing.assert_close(likelihood.log_prob(rows, z).double(), exact.diagonal(), atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(likelihood.pairwise_log_prob(rows, z).double(), exact, atol=1e-4, rtol=1e-5)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.distributions import MultivariateNormal
 from torch.nn.functional import logsigmoid
 
+from ddvi.composition import Observations, build_model
 from ddvi.errors import InputError
 from ddvi.evidence import exact_log_likelihood
 from ddvi.likelihoods import BernoulliLikelihood
@@ -21,7 +22,7 @@ from ddvi.objectives.base import Batch
 from ddvi.objectives.elbo import ELBO, ImportanceWeighted, risen
 from ddvi.objectives.marginal import MarginalLikelihood
 from ddvi.objectives.prior_draws import PriorDraws
-from ddvi.objectives.wake_sleep import ReweightedWakeSleep, WakeSleep
+from ddvi.objectives.wake_sleep import ReweightedWakeSleep, Sleep, WakeSleep
 from ddvi.objectives.warm_up import WarmUp
 from ddvi.posteriors.diffusion import DiffusionPosterior
 from ddvi.posteriors.flow import FlowPosterior
@@ -29,7 +30,8 @@ from ddvi.posteriors.gaussian import GaussianPosterior
 from ddvi.posteriors.hierarchical import HierarchicalPosterior
 from ddvi.posteriors.implicit import ImplicitPosterior
 from ddvi.priors import make_prior
-from ddvi.randomness import choose, resample
+from ddvi.randomness import choose, resample, seeded
+from ddvi.settings import resolve
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -404,3 +406,30 @@ def test_the_graph_of_a_path_gradient_is_freed():
     del update
     gc.collect()
     assert seen() is None
+
+
+def test_warm_up_of_a_guided_posterior_sees_features_alone():
+    settings = resolve("digits", "ddvi", "pinwheel", {"warmup": 1, "guidance": 1, "hidden_size": 8, "steps": 3})
+    observations = Observations((4,), "bernoulli", "as_is", parts=3)
+    with seeded(0):
+        model = build_model(settings, observations)
+        (loss, *_) = losses(WarmUp(), model, Batch(torch.ones(5, 4)))
+    assert loss.loss.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ELBO(samples=0), "samples=0 is impossible in ELBO; give 1 or more"),
+        (lambda: ImportanceWeighted(samples=0), "samples=0 is impossible in ImportanceWeighted"),
+        (lambda: WakeSleep(sleep_steps=-1), "sleep_steps=-1"),
+        (lambda: WakeSleep(levels=0), "levels=0"),
+        (lambda: Sleep(levels=0), "levels=0 is impossible in Sleep"),
+        (lambda: ReweightedWakeSleep(resampled=0), "resampled=0"),
+        (lambda: ReweightedWakeSleep(decoded=0), "decoded=0"),
+        (lambda: MarginalLikelihood(samples=0), "samples=0 is impossible in MarginalLikelihood"),
+    ],
+)
+def test_counts_below_the_least_are_refused(make, message):
+    with pytest.raises(InputError, match=message):
+        make()

@@ -759,3 +759,11 @@ def test_plain_level_weights_change_the_gradient_of_the_means_alone():
     torch.testing.assert_close(found[:2], denoising[:2], atol=1e-10, rtol=0)
     torch.testing.assert_close(found[2:], whole[2:], atol=1e-10, rtol=0)
     assert (found[:2] - whole[:2]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("option", "given"), [("covariance", "ful"), ("level_weights", "plian")])
+def test_unknown_forms_of_a_chain_are_refused(option, given):
+    encoder = nn.Linear(3, 4)
+    encoder.out_features = 4
+    with pytest.raises(InputError, match=f"'{given}'.*did you mean"):
+        DiffusionPosterior(encoder, 2, **{option: given})

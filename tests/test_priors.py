@@ -457,3 +457,14 @@ def test_a_squares_slope_is_right_however_far_a_draw_went(label):
     if label is None:
         expected = -(z[4:6] - z[4:6].sign() * torch.minimum(z[4:6].abs(), torch.ones(()))) / 0.06**2
         torch.testing.assert_close(slope[4:6], expected.detach(), rtol=1e-3, atol=1.0)
+
+
+def test_a_narrow_curve_is_scored_without_a_table() -> None:
+    narrow, wide = make_prior("swiss_roll", width=0.003), make_prior("swiss_roll", width=0.05)
+    z = narrow.sample((200,), generator=generator(0))
+    log_prob = narrow.log_prob(z)
+    assert narrow._near == {torch.float32: None}
+    assert wide.log_prob(z).isfinite().all()
+    assert wide._near[torch.float32] is not None
+    by_part = torch.stack([narrow.log_prob(z, torch.full((200,), part)) for part in range(10)])
+    torch.testing.assert_close(log_prob, by_part.logsumexp(0) - math.log(10), atol=2e-3, rtol=1e-4)

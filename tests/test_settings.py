@@ -32,6 +32,7 @@ def test_seed_names_are_accepted(alias: str) -> None:
         (("mnist", "vae", "pinwheel"), {"prior": "gaussian"}, "by its place"),
         (("mnist", "vae", "pinwheel"), {"epochs": "many"}, "a whole number"),
         (("mnist", "vae", "pinwheel"), {"epochs": "0"}, "at least 1"),
+        (("mnist", "vae", "pinwheel"), {"epochs": 1.9}, "a whole number"),
         (("mnist", "vae", "pinwheel"), {"lr": "nan"}, "above 0"),
         (("mnist", "vae", "pinwheel"), {"lr": "inf"}, "finite"),
         (("mnist", "vae", "pinwheel"), {"dropout": "1"}, "at most 0.9"),

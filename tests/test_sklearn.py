@@ -14,6 +14,7 @@ from scipy import sparse
 from sklearn.base import clone
 from sklearn.datasets import load_iris
 from sklearn.decomposition import PCA
+from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -198,6 +199,8 @@ MISTAKES = {
     "fraction": ({"validation_fraction": 0.7}, "give 0 to 0.5"),
     "twice": ({"settings": {"lr": 1e-3}}, "a parameter of DDVI"),
     "setting": ({"settings": {"step": 3}}, "did you mean 'steps'"),
+    "settings": ({"settings": "steps=3"}, "is no mapping; give a dictionary"),
+    "half a component": ({"n_components": 2.5}, "latent_size=2.5 is not a whole number"),
 }
 
 
@@ -215,6 +218,13 @@ def test_what_a_fit_does_not_allow_is_refused(iris):
         make().fit(X, [0, 1, 0])
     with pytest.raises(InputError, match="method='aae' has no density"):
         make(method="aae", settings=None).fit(X).score(X)
+    with pytest.raises(NotFittedError):
+        make().transform(X)
+    counts = make(likelihood="poisson").fit(np.arange(60).reshape(20, 3))
+    with pytest.raises(InputError, match="X holds -1, but PoissonLikelihood is of whole numbers from 0 on"):
+        counts.transform(-np.ones((4, 3)))
+    with pytest.raises(InputError, match=r"X holds 0\.5, but PoissonLikelihood"):
+        counts.score(np.full((4, 3), 0.5))
     with pytest.raises(InputError, match="has 3 columns, but the embedding has 2"):
         make().fit(X).inverse_transform(X[:, :3])
 

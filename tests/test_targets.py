@@ -248,3 +248,11 @@ def test_the_same_seed_learns_the_same_and_the_callers_state_stays():
 def test_what_cannot_be_used_is_refused_in_a_sentence(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+@pytest.mark.parametrize(("draws", "share"), [(10, 0.96), (2, 0.9), (3, 0.99)])
+def test_a_share_that_rounds_to_all_draws_leaves_one_to_the_posterior(draws, share):
+    target = ddvi.Target(gaussian, 2, steps=2).fit(steps=5)
+    log_weight = target.posterior().weighted(draws, seed=0, base_share=share).log_weight
+    assert log_weight.isfinite().all()
+    assert len(log_weight) == draws

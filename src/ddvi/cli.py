@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="ddvi", usage="ddvi COMMAND …", description=_DESCRIPTION, epilog=_EXAMPLES, add_help=True, **options
     )
     parser.add_argument("--version", action="version", version=f"ddvi {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", title="commands")
+    commands = parser.add_subparsers(metavar="COMMAND", title="commands", prog="ddvi")
 
     train = commands.add_parser(
         "train", usage="ddvi train [DATASET ALGORITHM PRIOR] [key=value …]", help="train and evaluate", **options

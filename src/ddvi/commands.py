@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ddvi import folders
 from ddvi.catalogue import MEASURES
 from ddvi.errors import InputError, check_name
+from ddvi.files import check_file
 from ddvi.settings import convert
 
 if TYPE_CHECKING:
@@ -88,8 +89,10 @@ def sample(folder: Path, given: Mapping[str, str], arguments: argparse.Namespace
     if arguments.count < 1:
         raise InputError(f"-n {arguments.count} is not at least 1")
     output = Path(arguments.output or folder / "samples.npz")
+    if output.suffix != ".npz":
+        raise InputError(f"-o {output} doesn't end in .npz, the one form in which x, mean and z are written; let it")
     folders.read_settings(folder)
-    folders.check_file(output)
+    check_file(output)
     import numpy as np
 
     from ddvi import runs
@@ -123,7 +126,7 @@ def embed(names: Sequence[str], given: Mapping[str, str], output: str | None) ->
     path = Path(output or folder / "latents.csv")
     embedding.check_output(path)
     embedding.check_source(data)
-    folders.check_file(path)
+    check_file(path)
     from ddvi import progress
 
     console = progress.console()

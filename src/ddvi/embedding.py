@@ -190,9 +190,8 @@ def _top(observations: Observations) -> float | None:
     """The largest value that the model's data can have, the least being 0; None where any number will do."""
     if observations.preprocessing in ("binarise", "dequantise"):
         return observations.maximum
-    return {"bernoulli": 1.0, "categorical": observations.categories - 1.0, "poisson": float("inf")}.get(
-        observations.likelihood
-    )
+    counts = dict.fromkeys(("poisson", "negative_binomial"), float("inf"))
+    return {"bernoulli": 1.0, "categorical": observations.categories - 1.0, **counts}.get(observations.likelihood)
 
 
 def _write_csv(path: Path, tables: Iterator[np.ndarray], names: Sequence[str], count: int, kind: str) -> None:

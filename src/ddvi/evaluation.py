@@ -146,7 +146,8 @@ def _on_device(model: LatentVariableModel, value: Tensor) -> Tensor:
 
 def _mean_and_error(name: str, values: Tensor) -> dict[str, float]:
     """Mean over examples (N,) and its standard error."""
-    return {name: values.mean().item(), f"{name}_standard_error": (values.std() / math.sqrt(len(values))).item()}
+    spread = values.std().item() if len(values) > 1 else math.nan
+    return {name: values.mean().item(), f"{name}_standard_error": spread / math.sqrt(len(values))}
 
 
 def _bounds(model: LatentVariableModel, x: Tensor, effort: Effort, tell: Callable[[str], None]) -> dict[str, Any]:

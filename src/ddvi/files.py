@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ddvi.errors import InputError
+
 
 def cache_folder() -> Path:
     """Where ddvi keeps what it can get again: $DDVI_CACHE, or the system's place for it."""
@@ -25,3 +27,12 @@ def write_aside(path: Path, write: Callable[[Path], Any]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_file(path: Path) -> None:
+    """Refuse a file that can't be written, before the work that fills it."""
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        fault = "is a folder" if path.is_dir() else "is in a folder that doesn't exist"
+        raise InputError(f"{path} {fault}; give the file's own path, in a folder that is there")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise InputError(f"{path} can't be written; give a file in another folder")

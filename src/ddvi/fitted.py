@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -75,14 +75,14 @@ class FittedPosterior:
     def sample(self, sample_shape: tuple[int, ...] = (), seed: int | None = None) -> Tensor:
         """Draws z ~ q(z | x): (*sample_shape, B, *latent)."""
         with self._drawing(seed):
-            conditional, sizes = self.conditional, self._sizes(math.prod(sample_shape))
+            conditional, sizes = self.conditional, self._sizes(_count(sample_shape))
             draws = [self.bijection(conditional.sample((size,))) for size in sizes]
         return torch.cat(draws).unflatten(0, sample_shape) if sample_shape else draws[0][0]
 
     def predictive(self, sample_shape: tuple[int, ...] = (), seed: int | None = None) -> Tensor:
         """Draws of new observations, z ~ q(z | x), x' ~ p(x' | z): (*sample_shape, B, *event)."""
         with self._drawing(seed):
-            conditional, sizes = self.conditional, self._sizes(math.prod(sample_shape))
+            conditional, sizes = self.conditional, self._sizes(_count(sample_shape))
             draws = [sample(self.model.likelihood(conditional.sample((size,)))) for size in sizes]
         return torch.cat(draws).unflatten(0, sample_shape) if sample_shape else draws[0][0]
 
@@ -160,3 +160,10 @@ class FittedPosterior:
         own = contextlib.nullcontext if seed is None else lambda: seeded(seed, "posterior")
         with torch.no_grad(), own():
             yield
+
+
+def _count(sample_shape: Any) -> int:
+    """How many draws a shape is of."""
+    if not isinstance(sample_shape, (tuple, list)):
+        raise InputError(f"sample_shape={sample_shape!r} is no shape; give a tuple, such as (100,)")
+    return math.prod(sample_shape)

@@ -204,15 +204,6 @@ def make_writable(folder: Path) -> None:
         raise InputError(f"out={folder} can't be written ({error.strerror}); give another folder") from None
 
 
-def check_file(path: Path) -> None:
-    """Refuse a file that can't be written, before the work that fills it."""
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        fault = "is a folder" if path.is_dir() else "is in a folder that doesn't exist"
-        raise InputError(f"{path} {fault}; give the file's own path, in a folder that is there")
-    if not os.access(path.absolute().parent, os.W_OK):
-        raise InputError(f"{path} can't be written; give a file in another folder")
-
-
 @contextlib.contextmanager
 def alone(folder: Path, patience: float = 0) -> Iterator[None]:
     """Hold the folder against other processes; released by the system however this one ends.

@@ -23,6 +23,7 @@ from ddvi.arrays import as_tensor
 from ddvi.composition import make_objective
 from ddvi.devices import make_fabric
 from ddvi.errors import InputError
+from ddvi.files import check_file
 from ddvi.fitted import FittedPosterior
 from ddvi.likelihoods import FixedLikelihood
 from ddvi.model import LatentVariableModel
@@ -262,6 +263,7 @@ class Inference:
         }
         tensors = {f"model/{name}": value for name, value in self._learnt(self.model).items()}
         tensors |= {"location": self.bijection.location, "scale": self.bijection.scale}
+        check_file(Path(path))
         checkpoint.save(Path(path), tensors, {"inference": facts})
 
     @classmethod

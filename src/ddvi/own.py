@@ -195,6 +195,7 @@ class Inputs(nn.Module):
         return rows.log1p() if self.counts else rows
 
 
+_SCORED = 1000  # examples of which a likelihood is asked before it is learnt from
 _NO_DENSITY = "this was learnt from simulations alone, so there is no {} and no bound; give Inference both parts"
 
 
@@ -291,19 +292,24 @@ def joint(prior: Any, likelihood: Any) -> Callable[[int], tuple[Any, Any]]:
 @torch.no_grad()
 def check_scored(model: LatentVariableModel, likelihood: Any, x: Tensor) -> None:
     """Refuse at once a likelihood that would fail in the first step, and x that a built-in one doesn't speak of."""
-    if isinstance(likelihood, ExponentialFamily) and likelihood.support is not None:
-        refused = x[~likelihood.support.check(x)]
-        if len(refused):
-            name, kind = type(likelihood).__name__, str(likelihood.support)
-            raise InputError(f"x holds {refused[0].item():g}, but {name} is of {kind} entries; give others, or another")
+    if isinstance(likelihood, ExponentialFamily):
+        likelihood.check(x)
     with seeded(0):
-        z = model.prior.sample((2,))
-    rows = model.preprocessing(x[:1]).to(z).expand(2, *x.shape[1:])
-    value = model.likelihood.log_prob(rows, z)
-    if value.shape != (2,):
-        raise InputError(
-            f"the likelihood's log_prob of 2 examples has shape {tuple(value.shape)}; make it one number an example"
-        )
+        z = model.prior.sample((max(2, min(len(x), _SCORED)),))
+    rows = model.preprocessing(x[: len(z)]).to(z)
+    rows = rows.expand(len(z), *rows.shape[1:])
+    try:
+        value = model.likelihood.log_prob(rows, z)
+    except InputError:
+        raise
+    except ValueError as error:  # torch's own, with all of the values in further lines
+        reason = str(error).partition(", but found")[0].partition("\n")[0]
+        raise InputError(f"at draws of the prior the likelihood refuses x or its own parameters: {reason}") from error
+    if value.shape != z.shape[:1]:
+        given = f"the likelihood's log_prob of {len(z)} examples has shape {tuple(value.shape)}"
+        raise InputError(f"{given}; make it one number an example")
+    if missing := int(value.isnan().sum()):
+        raise InputError(f"at {missing} of {len(z)} draws of the prior the likelihood of x is NaN; correct it")
 
 
 def unconstrained(z: Tensor, bijection: Bijection) -> Tensor:

@@ -16,6 +16,7 @@ from ddvi import folders, loggers
 from ddvi.catalogue import DATASETS
 from ddvi.devices import choose_device, is_first, launched, make_fabric, part_ways
 from ddvi.errors import check_name
+from ddvi.files import check_file
 from ddvi.folders import CHECKPOINT, HISTORY, METRICS, REPORT, WEIGHTS
 from ddvi.settings import FIELDS, FREE_ON_RESUME, SEMI, Settings, convert, resolve
 
@@ -327,7 +328,7 @@ def report(paths: Sequence[Path], output: Path | None = None, data_root: str = "
 
     found = comparison.read(paths)
     output = output or comparison.common_folder(paths) / REPORT
-    folders.check_file(output)
+    check_file(output)
     for run in found:
         folders.check_trained(run.folder)
     from ddvi import data, report

@@ -348,6 +348,8 @@ def convert(name: str, value: Any) -> Any:
     kind = type(field.default)
     try:
         converted: Any = _BOOLEANS[str(value).lower()] if kind is bool else kind(value)
+        if kind is int and not isinstance(value, str) and converted != value:
+            raise ValueError
     except (KeyError, ValueError):
         raise InputError(f"{name}={value} is not {_KINDS[kind]}: {name} is {field.metadata['meaning']}") from None
     if kind is str and "${" in converted:

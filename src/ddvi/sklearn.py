@@ -28,7 +28,7 @@ from ddvi.composition import build_model, make_schedule, observe
 from ddvi.data import Dataset, split_validation
 from ddvi.devices import make_fabric
 from ddvi.errors import InputError, check_name
-from ddvi.likelihoods import means
+from ddvi.likelihoods import ExponentialFamily, means
 from ddvi.model import LatentVariableModel
 from ddvi.objectives.base import Labelled
 from ddvi.preprocessing import Standardise
@@ -239,6 +239,8 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """Those of the parameters, found sound."""
         own = ("likelihood", "objective", "epochs", "batch_size", "lr", "hidden_size", "device")
         given: dict[str, Any] = {"latent_size": self.n_components, **{name: getattr(self, name) for name in own}}
+        if not isinstance(self.settings or {}, Mapping):
+            raise InputError(f"settings={self.settings!r} is no mapping; give a dictionary from names to values")
         for name in self.settings or {}:
             if name in given or name in ("seed", "prior", "method", "dataset"):
                 raise InputError(f"settings holds '{name}', which is a parameter of DDVI; give it there")
@@ -278,7 +280,11 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     def _prepared(self, X: Any) -> Tensor:
         """X as the model sees it, without anything random, in double precision."""
-        return self.model_.preprocessing.picture(self._read(X)).double()
+        x = self._read(X)  # which finds out whether there is a model
+        x = self.model_.preprocessing.picture(x).double()
+        if isinstance(self.model_.likelihood, ExponentialFamily):
+            self.model_.likelihood.check(x, "X")
+        return x
 
     def _by_rows(self, X: Any, function: Callable[[Tensor], Tensor]) -> np.ndarray:
         """What a function makes of each row, with the same noise for all."""

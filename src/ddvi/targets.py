@@ -29,6 +29,7 @@ from ddvi.annealing import anneal
 from ddvi.arithmetic import fast_products
 from ddvi.devices import make_fabric
 from ddvi.errors import InputError
+from ddvi.files import check_file
 from ddvi.likelihoods import Likelihood
 from ddvi.model import LatentVariableModel
 from ddvi.objectives.base import Objective
@@ -271,6 +272,7 @@ class Target:
         }
         tensors = {f"posterior/{name}": value for name, value in self.model.posterior.state_dict().items()}
         tensors |= {"location": self.bijection.location, "scale": self.bijection.scale}
+        check_file(Path(path))
         checkpoint.save(Path(path), tensors, {"target": facts})
 
     @classmethod

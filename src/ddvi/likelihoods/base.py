@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent
 from torch.distributions.constraints import Constraint
 
+from ddvi.errors import InputError
+
 
 class Likelihood(nn.Module, abc.ABC):
     """p_θ(x | z) over observations of shape `event_shape`.
@@ -63,7 +65,8 @@ class ExponentialFamily(Likelihood):
     """
 
     support: Constraint | None = None
-    """Of an entry of x, where the family says it."""
+    """Of an entry of x, where the family says it; in words, `entries`."""
+    entries: str = ""
 
     def __init__(self, decoder: nn.Module, event_shape: torch.Size) -> None:
         super().__init__()
@@ -81,6 +84,17 @@ class ExponentialFamily(Likelihood):
     @abc.abstractmethod
     def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """T(x) flattened, (N, F), and h(x), (N,)."""
+
+    def check(self, x: Tensor, name: str = "x") -> None:
+        """Refuse x (N, *event) that the family doesn't speak of; `name` is its name in the message.
+
+        Raises:
+            InputError: an entry lies outside of `support`.
+        """
+        refused = x[~self.support.check(x)] if self.support else x[:0]
+        if refused.numel():
+            held = f"{name} holds {refused.flatten()[0].item():g}"
+            raise InputError(f"{held}, but {type(self).__name__} is of {self.entries}; correct it")
 
     def moments(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Mean ∂A/∂η and variance ∂²A/∂η² of T(x) at η (*, F): (*, F) each. `Guidance` alone needs them."""

@@ -12,6 +12,8 @@ from torch.nn import functional
 
 from ddvi.likelihoods.base import ExponentialFamily
 
+_COUNTS = "whole numbers from 0 on"
+
 
 class _Bernoulli(Bernoulli):
     """Draws by comparing uniform numbers, which on a CPU takes a quarter of torch's own."""
@@ -38,6 +40,7 @@ class BernoulliLikelihood(ExponentialFamily):
     """
 
     support = constraints.boolean
+    entries = "zeros and ones"
 
     def forward(self, z: Tensor) -> Distribution:
         return self._independent(_Bernoulli(logits=self.decoder(z), validate_args=False))
@@ -122,6 +125,7 @@ class PoissonLikelihood(ExponentialFamily):
     """
 
     support = constraints.nonnegative_integer
+    entries = _COUNTS
 
     def _log_rate(self, z: Tensor) -> Tensor:
         return self.decoder(z).clamp_max(20.0)
@@ -166,6 +170,7 @@ class NegativeBinomialLikelihood(ExponentialFamily):
     """
 
     support = constraints.nonnegative_integer
+    entries = _COUNTS
 
     def __init__(self, decoder: nn.Module, event_shape: torch.Size, dispersion: float = 10.0) -> None:
         super().__init__(decoder, event_shape)
@@ -217,6 +222,7 @@ class CategoricalLikelihood(ExponentialFamily):
         super().__init__(decoder, event_shape)
         self.categories = categories
         self.support = constraints.integer_interval(0, categories - 1)
+        self.entries = f"whole numbers from 0 to {categories - 1}"
 
     def forward(self, z: Tensor) -> Distribution:
         return self._independent(Categorical(logits=self.decoder(z), validate_args=False))
