@@ -80,7 +80,8 @@ class Neighbourhoods:
 
     def __init__(self, nodes: Nodes, like: Tensor) -> None:
         x, y, log_weight = (values.flatten() for values in nodes)
-        extent, self.count = _cells(nodes)
+        extent, count = _cells(nodes)
+        self.count: int = count
         self.side: float = 2 * extent / self.count
         self.extent = extent
         centre = (torch.arange(self.count, dtype=x.dtype) + 0.5) * self.side - extent

@@ -8,6 +8,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Distribution, NegativeBinomial, Normal, Poisson, constraints
+from torch.distributions.constraints import Constraint
 from torch.nn import functional
 
 from ddvi.likelihoods.base import ExponentialFamily
@@ -39,8 +40,8 @@ class BernoulliLikelihood(ExponentialFamily):
         [0.0, 1.0]
     """
 
-    support = constraints.boolean
-    entries = "zeros and ones"
+    support: Constraint | None = constraints.boolean
+    entries: str = "zeros and ones"
 
     def forward(self, z: Tensor) -> Distribution:
         return self._independent(_Bernoulli(logits=self.decoder(z), validate_args=False))
@@ -124,8 +125,8 @@ class PoissonLikelihood(ExponentialFamily):
         torch.Size([5, 6])
     """
 
-    support = constraints.nonnegative_integer
-    entries = _COUNTS
+    support: Constraint | None = constraints.nonnegative_integer
+    entries: str = _COUNTS
 
     def _log_rate(self, z: Tensor) -> Tensor:
         return self.decoder(z).clamp_max(20.0)
@@ -169,8 +170,8 @@ class NegativeBinomialLikelihood(ExponentialFamily):
         torch.Size([5, 3])
     """
 
-    support = constraints.nonnegative_integer
-    entries = _COUNTS
+    support: Constraint | None = constraints.nonnegative_integer
+    entries: str = _COUNTS
 
     def __init__(self, decoder: nn.Module, event_shape: torch.Size, dispersion: float = 10.0) -> None:
         super().__init__(decoder, event_shape)
@@ -221,8 +222,8 @@ class CategoricalLikelihood(ExponentialFamily):
     def __init__(self, decoder: nn.Module, event_shape: torch.Size, categories: int) -> None:
         super().__init__(decoder, event_shape)
         self.categories = categories
-        self.support = constraints.integer_interval(0, categories - 1)
-        self.entries = f"whole numbers from 0 to {categories - 1}"
+        self.support: Constraint | None = constraints.integer_interval(0, categories - 1)
+        self.entries: str = f"whole numbers from 0 to {categories - 1}"
 
     def forward(self, z: Tensor) -> Distribution:
         return self._independent(Categorical(logits=self.decoder(z), validate_args=False))
