@@ -42,8 +42,8 @@ class FittedPosterior:
         log q(z | x) = log q(u | x) − log |det ∂z/∂u|,    z(u) the bijection onto the prior's support
 
     Latents are in the prior's own space: (*, B, *latent) where a draw of the prior is (*latent). Random numbers come
-    from torch's global state; with `seed` from a state of their own, and the caller's stays as it is. Should training go
-    on, this is the posterior as it is learnt by then.
+    from torch's global state; with `seed` from a state of their own, and the caller's stays as it is. Should training
+    go on, this is the posterior as it is learnt by then.
 
     Args:
         model: the trained model, over latents u (B, D).
