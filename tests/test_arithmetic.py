@@ -10,6 +10,7 @@ from torch import distributions
 import ddvi
 from ddvi.arithmetic import LARGEST_ERROR, PATHS, arithmetic, fast_products, fastest_path, measure_path
 from ddvi.sklearn import DDVI
+from ddvi.training import Trainer
 from listeners import Messages
 
 
@@ -123,14 +124,24 @@ def test_they_learn_by_the_fastest_path_unless_the_caller_has_chosen(learn, call
 
 
 def test_an_estimator_learns_by_it_and_gives_the_callers_back(monkeypatch):
-    asked = []
-    monkeypatch.setattr("ddvi.arithmetic.fastest_path", lambda: asked.append(1) or "medium")
+    monkeypatch.setattr("ddvi.arithmetic.fastest_path", lambda: "medium")
+    watch, fit = Paths(), Trainer.fit
+    monkeypatch.setattr(Trainer, "fit", lambda trainer: watch.step(0, 0, 0) or fit(trainer))
     DDVI(epochs=1, method="vae", hidden_size=8).fit(np.eye(8))
-    assert asked
+    assert watch.told == ["medium"]
     assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_a_path_measured_on_the_cpu_says_nothing_of_other_devices(monkeypatch):
     monkeypatch.setattr("ddvi.arithmetic.fastest_path", lambda: "medium")
-    with fast_products(torch.device("cuda")) as path:
-        assert path == "highest"
+    with fast_products(torch.device("cuda")):
+        assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_choice_in_torchs_newer_words_stays(monkeypatch):
+    def mixed():
+        raise RuntimeError("mix of the legacy and new APIs")
+
+    monkeypatch.setattr("torch.get_float32_matmul_precision", mixed)
+    with fast_products(torch.device("cpu")):
+        pass

@@ -692,3 +692,9 @@ def test_imports_stay_cheap() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("shape", [(9, 8, 4, 4), (9, 2, 3, 3), (9, 10, 1, 1), (9, 2, 64, 3)])
+def test_channels_that_come_first_are_left_there(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    np.save(tmp_path / "own.npy", np.random.default_rng(0).random(shape))
+    assert load(str(tmp_path / "own.npy")).train_x.shape[1:] == shape[1:]

@@ -211,3 +211,12 @@ def test_a_gaussian_keeps_its_digits_where_x_is_many_scales(x, scale):
     exact = Normal(decoder(z).double()[None], sigma).log_prob(rows.double()[:, None]).sum(-1)
     torch.testing.assert_close(likelihood.log_prob(rows, z).double(), exact.diagonal(), atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(likelihood.pairwise_log_prob(rows, z).double(), exact, atol=1e-4, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_gaussian_takes_whole_numbers_and_latents_for_all_of_them():
+    likelihood, _ = build("gaussian", (2, 3))
+    x, z = torch.randint(5, (4, 2, 3)), torch.randn(6, 1, 2)
+    expected = likelihood(z.expand(6, 4, 2)).log_prob(x.double())
+    torch.testing.assert_close(likelihood.log_prob(x, z), expected)
+    torch.testing.assert_close(likelihood.pairwise_log_prob(x, z[:, 0]), expected.T)

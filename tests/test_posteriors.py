@@ -763,7 +763,5 @@ def test_plain_level_weights_change_the_gradient_of_the_means_alone():
 
 @pytest.mark.parametrize(("option", "given"), [("covariance", "ful"), ("level_weights", "plian")])
 def test_unknown_forms_of_a_chain_are_refused(option, given):
-    encoder = nn.Linear(3, 4)
-    encoder.out_features = 4
     with pytest.raises(InputError, match=f"'{given}'.*did you mean"):
-        DiffusionPosterior(encoder, 2, **{option: given})
+        DiffusionPosterior(nn.Linear(3, 4), 2, **{option: given})

@@ -233,3 +233,8 @@ def test_the_package_is_imported_without_scikit_learn():
     code = "import sys, ddvi; ddvi.Inference; print('sklearn' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "False"
+
+
+def test_grey_values_that_were_learnt_from_are_scored():
+    X = np.linspace(0, 1, 60).reshape(20, 3)
+    assert np.isfinite(make(likelihood="bernoulli").fit(X).score(X))

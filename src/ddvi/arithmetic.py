@@ -58,7 +58,7 @@ def arithmetic(precision: str = "32", threads: int = 0, path: str | None = None)
         torch.set_default_dtype(before[1])
 
 
-def fast_products(device: torch.device) -> AbstractContextManager[str]:
+def fast_products(device: torch.device) -> AbstractContextManager[str | None]:
     """A block with the products of a run, for a user's own model: where it is on the CPU and they are torch's default.
 
     Other choices of the caller stay: they hold for other devices too, where they may mean less than single precision.
@@ -66,8 +66,11 @@ def fast_products(device: torch.device) -> AbstractContextManager[str]:
     Args:
         device: of the model.
     """
-    chosen = torch.get_float32_matmul_precision()
-    return _products(fastest_path() if device.type == "cpu" and chosen == PATHS[0] else chosen)
+    try:
+        untouched = device.type == "cpu" and torch.get_float32_matmul_precision() == PATHS[0]
+    except RuntimeError:  # chosen in torch's newer words, which its older ones don't read
+        untouched = False
+    return _products(fastest_path()) if untouched else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

@@ -45,7 +45,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise InputError(f"there is no file {path}; give the folder of a run that has been started") from None
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise InputError(
-            f"{path} is damaged or not a file of ddvi ({error}); restore it, or train anew, a run with overwrite=true"
+            f"{path} is damaged or not a file of ddvi ({error}); restore it, or train anew (a run: with overwrite=true)"
         ) from None
 
 

@@ -359,7 +359,7 @@ def check_values(what: str, x: np.ndarray) -> np.ndarray:
         _refuse(f"{what} has dtype {x.dtype}: convert it to real numbers, such as float32")
     if not 2 <= x.ndim <= 4:
         _refuse(f"{what} has {x.ndim} dimensions: make it N x features, or N x channels x height x width")
-    if x.ndim == 4 and x.shape[3] in _CHANNELS and x.shape[1] not in _CHANNELS:
+    if x.ndim == 4 and x.shape[3] in _CHANNELS and x.shape[1] not in _CHANNELS and x.shape[3] < min(x.shape[1:3]):
         _refuse(f"{what} has shape {x.shape}, N x height x width x channels: give x.transpose(0, 3, 1, 2)")
     if x.size == 0:
         _refuse(f"{what} is empty (shape {x.shape}): give at least 2 examples of at least one value")

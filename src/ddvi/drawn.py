@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, final
 
 import torch
@@ -58,3 +59,14 @@ class DrawnDistribution(Distribution):
         if value.shape != shape:
             raise InputError(f"{what} of the likelihood has shape {tuple(value.shape)}; make it {tuple(shape)}")
         return value
+
+
+@contextlib.contextmanager
+def unchecked() -> Iterator[None]:
+    """A block in which torch's checks of distributions rest: numbers that have gone astray are judged elsewhere."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)

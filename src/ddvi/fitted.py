@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
+from ddvi.drawn import unchecked
 from ddvi.errors import InputError
 from ddvi.model import LatentVariableModel
 from ddvi.posteriors.base import Conditional
@@ -98,17 +99,19 @@ class FittedPosterior:
 
         Args:
             z: latents (*, B, *latent).
-            samples: K, at least 2.
+            samples: K, at least 2 where there is a chain.
             seed: of the draws.
 
         Raises:
-            InputError: z has another shape or lies outside of the prior's support, or the posterior has no density.
+            InputError: z has another shape, or lies outside of the prior's support or on its edge; there are too few
+                samples; or the posterior has no density.
         """
         shape = (self.count, *self.bijection.event_shape)
         if z.shape[-len(shape) :] != shape:
             raise InputError(f"z has shape {tuple(z.shape)}, but (*, {', '.join(map(str, shape))}) is needed")
-        if samples < 2:
-            raise InputError(f"log q with its standard error needs at least 2 samples, not {samples}")
+        least = 2 if self.conditional.auxiliaries else 1
+        if samples < least:
+            raise InputError(f"log q with its standard error needs at least {least} samples, not {samples}")
         u = self.bijection.checked_inverse(z)
         batches = u.reshape(-1, self.count, self.bijection.size)
         with self._drawing(seed):
@@ -159,7 +162,7 @@ class FittedPosterior:
     def _drawing(self, seed: int | None) -> Iterator[None]:
         own: Callable[[], contextlib.AbstractContextManager[None]]
         own = contextlib.nullcontext if seed is None else lambda: seeded(seed, "posterior")
-        with torch.no_grad(), own():
+        with torch.no_grad(), unchecked(), own():
             yield
 
 
@@ -167,4 +170,4 @@ def _count(sample_shape: Any) -> int:
     """How many draws a shape is of."""
     if not isinstance(sample_shape, (tuple, list)):
         raise InputError(f"sample_shape={sample_shape!r} is no shape; give a tuple, such as (100,)")
-    return math.prod(sample_shape)
+    return int(math.prod(sample_shape))

@@ -33,6 +33,7 @@ from ddvi.own import (
     are_counts,
     bijection_of,
     build,
+    check_latents,
     check_scored,
     default_encoder,
     filled,
@@ -176,7 +177,9 @@ class Inference:
         before = self._model
         self._prepare(train)
         try:
-            check_scored(self.model, self.likelihood, train)
+            for part in (train, held_out):
+                if part is not None:
+                    check_scored(self.model, self.likelihood, part)
         except InputError:
             self._model = before
             raise
@@ -398,4 +401,5 @@ class Inference:
         """Fresh pairs (u, x) for a step."""
         z, x = pairs(source, count)
         self._check_shape(x)
-        return unconstrained(z, self.bijection), x
+        # One on the edge of the support is infinite here, and its step is skipped.
+        return self.bijection.inverse(check_latents(z, self.bijection).to(self.bijection.location)), x

@@ -5,6 +5,7 @@ What `composition` is for names and settings, this is for objects.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from torch.distributions.constraints import Constraint
 
 from ddvi.arrays import as_tensor
 from ddvi.composition import assemble
+from ddvi.drawn import unchecked
 from ddvi.errors import InputError, check_name
 from ddvi.likelihoods import ExponentialFamily, Likelihood, as_likelihood, is_scored_object
 from ddvi.methods import ALIASES, METHODS
@@ -298,22 +300,38 @@ def check_scored(model: LatentVariableModel, likelihood: Any, x: Tensor) -> None
         z = model.prior.sample((max(2, min(len(x), _SCORED)),))
     rows = model.preprocessing(x[: len(z)]).to(z)
     rows = rows.expand(len(z), *rows.shape[1:])
-    try:
+    with unchecked():
         value = model.likelihood.log_prob(rows, z)
-    except InputError:
-        raise
-    except ValueError as error:  # torch's own, with all of the values in further lines
-        reason = str(error).partition(", but found")[0].partition("\n")[0]
-        raise InputError(f"at draws of the prior the likelihood refuses x or its own parameters: {reason}") from error
     if value.shape != z.shape[:1]:
         given = f"the likelihood's log_prob of {len(z)} examples has shape {tuple(value.shape)}"
         raise InputError(f"{given}; make it one number an example")
-    if missing := int(value.isnan().sum()):
-        raise InputError(f"at {missing} of {len(z)} draws of the prior the likelihood of x is NaN; correct it")
+    missing = int(value.isnan().sum())
+    if 2 * missing > len(z):  # a few are skipped in training
+        given = f"at {missing} of {len(z)} draws of the prior the likelihood of x is NaN"
+        raise InputError(f"{given}; {_refusal(model.likelihood, rows, z) or 'correct it'}")
+    with contextlib.suppress(NotImplementedError), unchecked():
+        support = model.likelihood(z).support
+        if support is not None and not support.check(rows).any():
+            raise InputError(f"x lies outside of what the likelihood is of, {support}; give another one, or other data")
+
+
+def _refusal(likelihood: Likelihood, x: Tensor, z: Tensor) -> str:
+    """What torch says of a distribution's parameters, without all of the values that follow."""
+    try:
+        likelihood.log_prob(x, z)
+    except ValueError as error:
+        return str(error).partition(", but found")[0].partition("\n")[0]
+    return ""
+
+
+def check_latents(z: Tensor, bijection: Bijection) -> Tensor:
+    """Latents (N, *latent); an InputError for a wrong shape, and for those outside of where they are said to live."""
+    if z.shape[1:] != bijection.event_shape:
+        raise InputError(f"latents have shape {tuple(z.shape[1:])}, but {tuple(bijection.event_shape)} is needed")
+    bijection.check(z)
+    return z
 
 
 def unconstrained(z: Tensor, bijection: Bijection) -> Tensor:
-    """u (N, D) of latents (N, *latent); an InputError for a wrong shape, and for those that have none."""
-    if z.shape[1:] != bijection.event_shape:
-        raise InputError(f"latents have shape {tuple(z.shape[1:])}, but {tuple(bijection.event_shape)} is needed")
-    return bijection.checked_inverse(z)
+    """u (N, D) of latents (N, *latent); an InputError as of `check_latents`, and for those on the edge."""
+    return bijection.checked_inverse(check_latents(z, bijection))

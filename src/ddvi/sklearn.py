@@ -31,7 +31,7 @@ from ddvi.errors import InputError, check_name
 from ddvi.likelihoods import ExponentialFamily, means
 from ddvi.model import LatentVariableModel
 from ddvi.objectives.base import Labelled
-from ddvi.preprocessing import Standardise
+from ddvi.preprocessing import AsIs, Standardise
 from ddvi.randomness import alike, seeded
 from ddvi.recording import recorder
 from ddvi.settings import FIELDS, SEMI, Settings, resolve
@@ -282,7 +282,7 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """X as the model sees it, without anything random, in double precision."""
         x = self._read(X)  # which finds out whether there is a model
         x = self.model_.preprocessing.picture(x).double()
-        if isinstance(self.model_.likelihood, ExponentialFamily):
+        if isinstance(self.model_.preprocessing, AsIs) and isinstance(self.model_.likelihood, ExponentialFamily):
             self.model_.likelihood.check(x, "X")
         return x
 

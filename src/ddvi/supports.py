@@ -212,15 +212,25 @@ class Bijection(nn.Module):
         Raises:
             InputError: some lie outside of the support, or on its edge, where u would be infinite.
         """
-        where = ", ".join(str(part.support) for part in self.parts)
-        outside = int((~self.contains(z)).sum())
-        if outside:
-            raise InputError(f"{outside:,} latents lie outside of their support ({where}); correct or leave them out")
+        self.check(z)
         u = self.inverse(z.to(self.location))
-        edge = int((~u.isfinite().all(-1)).sum())
-        if edge:
-            raise InputError(f"{edge:,} latents lie on the edge of their support ({where}); move them inside")
+        if edge := int((~u.isfinite().all(-1)).sum()):
+            raise InputError(f"{edge:,} latents lie on the edge of their support ({self._where}); move them inside")
         return u
+
+    def check(self, z: Tensor) -> None:
+        """Refuse z (*, *event) some of which lie outside of the support.
+
+        Raises:
+            InputError: some do.
+        """
+        if outside := int((~self.contains(z)).sum()):
+            where = f"their support ({self._where})"
+            raise InputError(f"{outside:,} latents lie outside of {where}; correct or leave them out")
+
+    @property
+    def _where(self) -> str:
+        return ", ".join(str(part.support) for part in self.parts)
 
     def log_volume(self, u: Tensor) -> Tensor:
         """log |det ∂z/∂u| of u (*, D): (*)."""

@@ -22,9 +22,9 @@ from typing import Any, Protocol
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
-from torch.distributions import Distribution
 
 from ddvi import checkpoint
+from ddvi.drawn import unchecked
 from ddvi.errors import InputError, TrainingError
 from ddvi.model import LatentVariableModel
 from ddvi.objectives.base import Labelled
@@ -152,7 +152,7 @@ class Trainer:
             TrainingError: three updates in a row had a non-finite loss or gradient.
         """
         self.facts: dict[str, Any] = facts or {}
-        with seeded(self.schedule.seed, "training"), _unchecked(), self._interruptible() as interrupted:
+        with seeded(self.schedule.seed, "training"), unchecked(), self._interruptible() as interrupted:
             if resume:
                 self._restore()
             self.processes.start_alike(self.model, [len(self.train_x), len(self.labelled.x) if self.labelled else 0])
@@ -315,14 +315,3 @@ class Trainer:
             yield flag
         finally:
             signal.signal(signal.SIGINT, before)
-
-
-@contextlib.contextmanager
-def _unchecked() -> Iterator[None]:
-    """Torch's checks of distributions rest: where numbers have gone astray, the step is skipped and the run goes on."""
-    before = Distribution._validate_args
-    Distribution.set_default_validate_args(False)
-    try:
-        yield
-    finally:
-        Distribution.set_default_validate_args(before)

@@ -97,10 +97,13 @@ class GaussianLikelihood(ExponentialFamily):
 
     def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
         # By ⟨T, η⟩ − A + h, as in the other families, squares of x/σ would cancel, and with them digits.
-        return self.statistics((x - self.decoder(z)).flatten(0, -len(self.event_shape) - 1))[1].view(z.shape[:-1])
+        residual = x.to(self.log_scale) - self.decoder(z)
+        rows = residual.flatten(0, -len(self.event_shape) - 1)
+        return self.statistics(rows)[1].view(residual.shape[: -len(self.event_shape)])
 
     def pairwise_log_prob(self, x: Tensor, z: Tensor) -> Tensor:
         # One product of matrices again, around the centre of x, so that less cancels.
+        x = x.to(self.log_scale)
         centre = x.detach().mean(0)
         scaled, log_base = self.statistics(x - centre)
         parameters = ((self.decoder(z) - centre) * (-self.log_scale).exp()).flatten(1)
