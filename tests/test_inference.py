@@ -18,6 +18,7 @@ from torch.distributions import (
     MultivariateNormal,
     Normal,
     Poisson,
+    Uniform,
     constraints,
 )
 from torch.utils.data import DataLoader, TensorDataset
@@ -26,6 +27,7 @@ import ddvi
 from ddvi import checkpoint
 from ddvi.arrays import as_tensor
 from ddvi.errors import InputError
+from ddvi.own import check_scored
 from ddvi.randomness import random_state
 
 SMALL = {"hidden_size": 32, "steps": 4, "denoiser_size": 32, "denoiser_layers": 2}
@@ -495,7 +497,7 @@ MISTAKES = {
     ),
     "torch's own refusal": (
         lambda: ddvi.Inference(prior(), lambda z: Independent(Poisson(z.exp()), 1)).fit(torch.full((4, 2), 0.5)),
-        r"x lies outside of what the likelihood is of, .*lower_bound=0",
+        r"x lies outside of .*lower_bound=0\), where the likelihood is",
     ),
     "held out": (
         lambda: ddvi.Inference(prior(), ddvi.PoissonLikelihood(nn.Linear(2, 3), (3,)))
@@ -631,3 +633,10 @@ def test_parameters_that_go_astray_on_the_way_cost_their_step():
     inference = ddvi.Inference(Independent(Normal(torch.zeros(2), 1.0), 1), astray, "vae")
     inference.fit(torch.zeros(256, 2), epochs=2, batch_size=32)
     assert sum(row["skipped"] for row in inference.history) == 1
+
+
+def test_a_support_that_moves_with_the_latents_is_learnt():
+    narrow = ddvi.Inference(prior(), lambda z: Independent(Uniform(z - 1e-3, z + 1e-3), 1), **SMALL)
+    narrow.fit_simulations(count=64, epochs=1)
+    assert len(narrow.history) == 1
+    check_scored(narrow.model, narrow.likelihood, torch.zeros(4, 2))

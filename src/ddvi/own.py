@@ -5,7 +5,6 @@ What `composition` is for names and settings, this is for objects.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import numbers
 from collections.abc import Callable, Mapping
@@ -13,6 +12,7 @@ from typing import Any, NoReturn, final
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Independent, constraints
 from torch.distributions.constraints import Constraint
 
 from ddvi.arrays import as_tensor
@@ -309,10 +309,16 @@ def check_scored(model: LatentVariableModel, likelihood: Any, x: Tensor) -> None
     if 2 * missing > len(z):  # a few are skipped in training
         given = f"at {missing} of {len(z)} draws of the prior the likelihood of x is NaN"
         raise InputError(f"{given}; {_refusal(model.likelihood, rows, z) or 'correct it'}")
-    with contextlib.suppress(NotImplementedError), unchecked():
-        support = model.likelihood(z).support
-        if support is not None and not support.check(rows).any():
-            raise InputError(f"x lies outside of what the likelihood is of, {support}; give another one, or other data")
+    with unchecked():
+        distribution = model.likelihood(z)
+    while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    support = getattr(type(distribution), "support", None)
+    # One that depends on z says nothing before the right z is known.
+    if isinstance(support, Constraint) and not constraints.is_dependent(support) and not support.check(x).all():
+        raise InputError(
+            f"x lies outside of {support}, where the likelihood is; give other data, or another likelihood"
+        )
 
 
 def _refusal(likelihood: Likelihood, x: Tensor, z: Tensor) -> str:
