@@ -80,7 +80,8 @@ class Inference:
         seed: of everything random; the caller's random state is left as it is.
         device: "cpu", "cuda", "mps" or "auto". Modules are moved there; what a function closes over isn't.
         settings: any that the posterior and the objective take (`steps`, `samples`, …), `hidden_size`, `dropout`, and
-            `graphs=True`: on CUDA many times as fast, where nothing changes by what Python does at each step.
+            `graphs=True`: on CUDA many times as fast, where nothing changes by what Python does at each step. Long
+            trainings there gain by `compile=True` too.
 
     Raises:
         InputError: a name, an object or a setting can't be used.
@@ -387,7 +388,7 @@ class Inference:
         schedule = Schedule((Phase(passes, objective, frozen),), batch_size, lr, seed=seed)
         data: dict[str, Any] = {"validation_x": validation, "train_z": z, "validation_z": validation_z}
         fabric = self._place()
-        data["recorder"] = recorder(self.settings.graphs, fabric.device)
+        data |= {"recorder": recorder(self.settings.graphs, fabric.device), "fuses": self.settings.compile}
         trainer = Trainer(self.model, schedule, x, fabric=fabric, listener=listener, **data)
         try:
             with fast_products(fabric.device):

@@ -48,7 +48,7 @@ def settings_of(
     named = objective if isinstance(objective, str) else "auto"
     check_name("objective", named, ["auto", *METHODS[method].objectives], "a ddvi.Objective")
     chosen = METHODS[method].objective if named == "auto" else named
-    allowed = {*_taken(method, chosen, posterior, objective), "device", "graphs"}
+    allowed = {*_taken(method, chosen, posterior, objective), "device", "graphs", "compile"}
     for name in given:
         check_name("setting of this posterior and objective", name, sorted(allowed))
     # Draws of the prior help for a small D alone, which isn't known yet.

@@ -116,6 +116,7 @@ def _train(
     trainer = Trainer(
         *(model, schedule, train_x, validation_x, folder / CHECKPOINT, fabric, watcher, labelled),
         recorder=recorder(settings.graphs, fabric.device),
+        fuses=settings.compile,
     )
     watcher.trainer = trainer
     if not resume and fabric.is_global_zero:

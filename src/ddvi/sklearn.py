@@ -156,6 +156,7 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             *(model, make_schedule(settings), x[rows], x[out] if held_out else None, None, fabric),
             labelled=labelled,
             recorder=recorder(settings.graphs, fabric.device),
+            fuses=settings.compile,
         )
         with fast_products(fabric.device):
             self.history_: list[dict[str, Any]] = trainer.fit()

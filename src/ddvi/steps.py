@@ -7,7 +7,7 @@ one is already on its way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, final
 
@@ -156,7 +156,7 @@ class Steps:
             finite = self._carry_out(mine, *now, *told)
         else:
             finite = self._carry_out(mine, progress, lr, *told)
-        self._add("examples", float(len(own(mine))))
+        self._add(["examples"], self._scalar(len(own(mine)), self._total))
         names = self._names[len(mine)]
         if not self.recorded:
             return Outcome(names, finite, None)
@@ -195,16 +195,19 @@ class Steps:
                 break
             good = self._apply(update, phase.frozen, lr, held_back)
             values = {name: own(value.detach()) for name, value in update.terms.items()}
-            sums = {name: self._sum(value) for name, value in values.items()}
-            names.append(tuple(sums))
-            finite += [good, *(total.isfinite() for total in sums.values())]
+            names.append(tuple(values))
+            # A step has dozens of terms and counts: each operation is for as many of them as can be.
+            totals = torch.stack([self._scalar(0.0, self._total), *(self._sum(value) for value in values.values())])[1:]
+            finite += [good[None], totals.isfinite()]
             if held_back is None and not good:
                 break
-            for name, total in sums.items():
-                count = float(values[name].numel())
-                self._add(name, total if held_back is None else torch.where(held_back > 0, 0.0, total))
-                self._add(f"count/{name}", count if held_back is None else count * (1 - held_back))
-        return torch.stack(finite) if finite else self._scalar(True, torch.bool).expand(0)
+            kept = self._scalar(1.0, self._total)
+            if held_back is not None:
+                totals, kept = torch.where(held_back > 0, 0.0, totals), kept - held_back
+            self._add(values, totals)
+            for count in {value.numel() for value in values.values()}:
+                self._add([f"count/{name}" for name, value in values.items() if value.numel() == count], kept * count)
+        return torch.cat(finite) if finite else self._scalar(True, torch.bool).expand(0)
 
     def _apply(self, update: Update, frozen: frozenset[str], lr: Tensor | float, held_back: Tensor | None) -> Tensor:
         """Carry out one update if its loss and gradient are finite, and say whether they are, ().
@@ -246,10 +249,13 @@ class Steps:
             optimizer.step()
         return good
 
-    def _add(self, name: str, value: Tensor | float) -> None:
-        if name not in self.sums:
-            self.sums[name] = self._scalar(0.0, self._total)
-        self.sums[name].add_(value)
+    def _add(self, names: Iterable[str], values: Tensor) -> None:
+        """Add values (N,) to the sums of N names, or one value () to each of them."""
+        for name in names:
+            if name not in self.sums:
+                self.sums[name] = self._scalar(0.0, self._total)
+        if sums := [self.sums[name] for name in names]:
+            torch._foreach_add_(sums, list(values.expand(len(sums)).unbind()))
 
     def _sum(self, values: Tensor) -> Tensor:
         return values.sum(dtype=self._total)

@@ -247,9 +247,8 @@ class Target:
         schedule = Schedule((phase,), batch_size, convert("lr", lr), seed=seed)
         nothing = torch.zeros(rows, 1)  # observations that say nothing
         how = recorder(self.settings.graphs, self._fabric.device)
-        trainer = Trainer(
-            self.model, schedule, nothing, fabric=self._fabric, listener=listener, train_z=z, recorder=how
-        )
+        data: dict[str, Any] = {"train_z": z, "recorder": how, "fuses": self.settings.compile}
+        trainer = Trainer(self.model, schedule, nothing, fabric=self._fabric, listener=listener, **data)
         try:
             with fast_products(self._fabric.device):
                 trainer.fit()

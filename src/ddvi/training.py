@@ -26,6 +26,7 @@ from torch import Tensor
 from ddvi import checkpoint
 from ddvi.drawn import unchecked
 from ddvi.errors import InputError, TrainingError
+from ddvi.fusing import fusing
 from ddvi.model import LatentVariableModel
 from ddvi.objectives.base import Labelled
 from ddvi.processes import Processes
@@ -88,6 +89,7 @@ class Trainer:
         validation_z: the same of the held-out examples.
         recorder: records the kernels of a step, which are then launched as one, see `ddvi.recording`; on a single CUDA
             device, for models that change by nothing that Python does beside them. None launches them one by one.
+        fuses: compile the small operations of a chain, see `ddvi.fusing`.
 
     Raises:
         InputError: a batch larger than the data; a fabric of several devices that isn't launched.
@@ -114,6 +116,7 @@ class Trainer:
         train_z: Tensor | None = None,
         validation_z: Tensor | None = None,
         recorder: Recorder | None = None,
+        fuses: bool = False,
     ) -> None:
         if schedule.batch_size > len(train_x):
             raise InputError(
@@ -134,6 +137,7 @@ class Trainer:
         training_data = TrainingData(self.train_x, train_z, self.labelled)
         self.steps: Steps = Steps(model, training_data, schedule, self.fabric, self.processes, recorder)
         self.path = path
+        self.fuses = fuses
         self.listener: Listener | None = listener if self.processes.first else None
         self.state: State = State()
         self.steps_per_epoch: int = math.ceil(len(train_x) / schedule.batch_size)
@@ -152,7 +156,8 @@ class Trainer:
             TrainingError: three updates in a row had a non-finite loss or gradient.
         """
         self.facts: dict[str, Any] = facts or {}
-        with seeded(self.schedule.seed, "training"), unchecked(), self._interruptible() as interrupted:
+        random, fused = seeded(self.schedule.seed, "training"), fusing(self.fuses)
+        with random, unchecked(), fused, self._interruptible() as interrupted:
             if resume:
                 self._restore()
             self.processes.start_alike(self.model, [len(self.train_x), len(self.labelled.x) if self.labelled else 0])

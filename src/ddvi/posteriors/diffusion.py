@@ -24,7 +24,7 @@ anchor and the prior's own denoiser are ours.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple, Self, final
 
@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from ddvi.errors import InputError, check_name
+from ddvi.fusing import fusible
 from ddvi.gaussians import DiagonalGaussian, FullGaussian, Gaussian, normal, packed, stack
 from ddvi.networks import Denoiser
 from ddvi.noise import Levels, NoisingProcess, point
@@ -39,7 +40,7 @@ from ddvi.posteriors.base import VARIANCE_FLOOR, Conditional, Draw, Posterior
 from ddvi.posteriors.gaussian import GaussianHead
 from ddvi.posteriors.guidance import Guidance
 from ddvi.posteriors.linked import Linked
-from ddvi.posteriors.prior_denoiser import PriorDenoiser
+from ddvi.posteriors.prior_denoiser import PriorDenoiser, Tables
 from ddvi.priors import Prior
 from ddvi.randomness import draw
 
@@ -57,27 +58,48 @@ class _Steps(NamedTuple):
     spread.
     """
 
+    t: Tensor | int | slice
+    """The levels, broadcastable to (*), or a slice of them where z_t are stacked in front."""
     gain: Tensor
     offset: Tensor
     scale: Tensor
     rate: Tensor
     shift: Tensor
     levels: Levels
+    biases: tuple[Tensor, ...]
+    """The denoiser's, broadcastable to (*, denoiser_size)."""
+    tables: Tables | None
+    """The prior's denoiser."""
 
     @classmethod
-    def of(cls, anchor: DiagonalGaussian, levels: Levels) -> Self:
+    def of(cls, posterior: DiffusionPosterior, anchor: DiagonalGaussian, t: Tensor | slice, axes: int) -> Self:
+        """At levels t of latents with so many axes between the levels' own and D."""
+        levels, biases = posterior.noise.at(t, axes), posterior.denoiser.biases(t)
+        if isinstance(t, slice):
+            biases = [bias.view(len(bias), *[1] * axes, -1) for bias in biases]
         alpha, sigma = levels.alpha, levels.sigma
         total = alpha**2 * anchor.variance + sigma**2
         rate = total.rsqrt()
         gain = alpha * anchor.variance / total
         offset = sigma**2 / total * anchor.mean
-        return cls(gain, offset, anchor.variance.sqrt() * sigma * rate, rate, -alpha * rate * anchor.mean, levels)
+        scale, shift = anchor.variance.sqrt() * sigma * rate, -alpha * rate * anchor.mean
+        tables = None if posterior.prior_denoiser is None else posterior.prior_denoiser.at(t)
+        return cls(t, gain, offset, scale, rate, shift, levels, tuple(biases), tables)
+
+    @property
+    def above_first(self) -> bool:
+        """Whether it is plain that t = 1 isn't among the levels."""
+        return (self.t if isinstance(self.t, int) else self.t.start if isinstance(self.t, slice) else 1) > 1
 
     def unbind(self) -> list[Self]:
-        """Level by level, where they are stacked in front."""
+        """Level by level, where they are those of a slice."""
+        assert isinstance(self.t, slice)
+        affine = zip(*(value.unbind() for value in self[1:6]), strict=True)
         levels = [Levels(*each) for each in zip(*(value.unbind() for value in self.levels), strict=True)]
-        every = zip(*(value.unbind() for value in self[:-1]), levels, strict=True)
-        return [self._replace(**dict(zip(self._fields, each, strict=True))) for each in every]
+        biases = zip(*(bias.flatten(0, -2).unbind() for bias in self.biases), strict=True)
+        tables = [Tables(each) for each in self.tables.pictures.split(1)] if self.tables else [None] * len(levels)
+        every = zip(range(self.t.start, self.t.stop), affine, levels, biases, tables, strict=True)
+        return [type(self)(t, *five, *others) for t, five, *others in every]
 
 
 @final
@@ -117,15 +139,14 @@ class DiffusionConditional(Conditional):
             z_t: (*, *batch_shape, D).
             t: broadcastable to (*, *batch_shape), or a slice of 1 … T where the z_t of these levels are stacked.
         """
-        axes = z_t.dim() - 2
-        known, biases = _Steps.of(self.anchor, self.noise.at(t, axes)), self.posterior.denoiser.biases(t)
-        if isinstance(t, slice):
-            biases = [bias.view(len(bias), *[1] * axes, -1) for bias in biases]
-        return self.posterior.predict(z_t, t, known, biases, self.context, self.statistics)
+        return self.posterior.predict(z_t, self._known(t, z_t.dim() - 2), self.context, self.statistics)
 
     def step(self, z_t: Tensor, t: Tensor | slice) -> Gaussian:
         """q(z_{t-1} | z_t, x), shapes as in `predict`."""
         return self.noise.step_back(self.predict(z_t, t), z_t, self.noise.at(t, z_t.dim() - 2))
+
+    def _known(self, t: Tensor | slice, axes: int) -> _Steps:
+        return _Steps.of(self.posterior, self.anchor, t, axes)
 
     def sample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
         ((z, _, _),) = deque(self._run(sample_shape), maxlen=1)
@@ -139,23 +160,37 @@ class DiffusionConditional(Conditional):
             path = torch.stack(latents[::-1])
             # Scored after the chain, all steps at once.
             log_q = stack(laws[1:]).drawn_log_prob(torch.stack(noises))
-        return Draw(path[0], self.start.drawn_log_prob(noise) + log_q.sum(0) - self.noise.log_prob(path), path)
+        return Draw(path[0], self._drawn_log_ratio(path, log_q, noise), path)
 
     def _run(self, sample_shape: tuple[int, ...]) -> Iterator[tuple[Tensor, Gaussian, Tensor]]:
         """Draw z_T … z_0, one after the other, each with its law and the standard normal noise that made it."""
-        biases = self.posterior.denoiser.biases(self.every)
         law: Gaussian = self.start
         noise = normal(law.mean, sample_shape)
         z = law.transform(noise)
         yield z, law, noise
-        axes = self.anchor.mean.dim() - 1
-        known = _Steps.of(self.anchor, self.noise.at(self.every, axes)).unbind()
-        for t in range(self.noise.steps, 0, -1):
-            levels = [bias[t - 1] for bias in biases]
-            prediction = self.posterior.predict(z, t, known[t - 1], levels, self.context, self.statistics)
-            law, noise = self.noise.step_back(prediction, z, known[t - 1].levels), normal(z)
-            z = law.transform(noise)
+        for known in reversed(self._known(self.every, self.anchor.mean.dim() - 1).unbind()):
+            noise = normal(z)
+            z, *parts = self._step_from(z, noise, known)
+            law = self.posterior.law(*parts)
             yield z, law, noise
+
+    @fusible
+    def _step_from(self, z_t: Tensor, noise: Tensor, known: _Steps) -> tuple[Tensor, ...]:
+        """What the noise makes of z_t, and the law that this was drawn from."""
+        prediction = self.posterior.predict(z_t, known, self.context, self.statistics)
+        law = self.noise.step_back(prediction, z_t, known.levels)
+        return law.transform(noise), *law
+
+    @fusible
+    def _scored_steps(self, z_t: Tensor, noise: Tensor, t: slice) -> tuple[Tensor, Tensor]:
+        """What the noise makes of z_t at many levels, and its log density."""
+        steps = self.step(z_t, t)
+        return steps.transform(noise), steps.drawn_log_prob(noise)
+
+    @fusible
+    def _drawn_log_ratio(self, path: Tensor, log_q: Tensor, noise: Tensor) -> Tensor:
+        """Of a path whose steps have log densities (T, …) and whose z_T was made by noise."""
+        return self.start.drawn_log_prob(noise) + log_q.sum(0) - self.noise.log_prob(path)
 
     def _linked(self, sample_shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
         """The path (1 + T, …, D), log q of its steps (T, …), with the gradient of the whole chain, and z_T's noise.
@@ -172,8 +207,8 @@ class DiffusionConditional(Conditional):
         for first in range(1, self.noise.steps + 1, at_once):
             t = slice(first, min(first + at_once, self.noise.steps + 1))
             came_from = torch.stack(latents[t]).requires_grad_()
-            steps, noise = self.step(came_from, t), torch.stack(noises[t.start - 1 : t.stop - 1])
-            went_to, log_q = steps.transform(noise), steps.drawn_log_prob(noise)
+            noise = torch.stack(noises[t.start - 1 : t.stop - 1])
+            went_to, log_q = self._scored_steps(came_from, noise, t)
             outputs = [*went_to.unbind(-1), log_q]
             slopes = (torch.autograd.grad(out.sum(), came_from, retain_graph=True)[0] for out in outputs)
             parts.append((went_to, log_q, *slopes))
@@ -199,15 +234,21 @@ class DiffusionConditional(Conditional):
 
         With plain level weights the value is the same, but means learn from Σ_t ½|ẑ − z_0|² instead.
         """
-        steps, known = self.noise.steps, point(z)
+        steps = self.noise.steps
         if levels is None or levels >= steps:
             levels, t = steps, self.every
             first = self.posterior.first.view(-1, *[1] * (z.dim() - 1))
         else:
             t = draw(partial(torch.randint, 1, steps + 1), (levels, *z.shape[:-1]), -1, device=z.device)
             first = t == 1
+        return self._denoising_bound(z, normal(z, (levels,)), t, first)
+
+    @fusible
+    def _denoising_bound(self, z: Tensor, noise: Tensor, t: Tensor | slice, first: Tensor) -> Tensor:
+        """`log_bound` at levels t, where noise makes z_t of z; `first` is whether t = 1."""
+        known, levels = point(z), len(noise)
         constants = self.noise.at(t, z.dim() - 1)
-        z_t = self.noise.marginal(point(z.expand(levels, *z.shape)), constants).sample()
+        z_t = self.noise.marginal(point(z.expand(levels, *z.shape)), constants).transform(noise)
         prediction = self.predict(z_t, t)
         error = z.new_zeros(())
         if self.posterior.plain_weights:
@@ -218,7 +259,7 @@ class DiffusionConditional(Conditional):
         r = r._replace(variance=r.variance.masked_fill(first.unsqueeze(-1), 1.0))
         terms = torch.where(first, q.log_prob(z), -q.divergence_from(r)) - (error - error.detach())
         last = self.start.divergence_from(self.noise.marginal(known, self.last))
-        return terms.sum(0) * (steps / levels) - last
+        return terms.sum(0) * (self.noise.steps / levels) - last
 
 
 @final
@@ -289,6 +330,7 @@ class DiffusionPosterior(Posterior):
             self.prior_denoiser = PriorDenoiser(prior_denoiser, self.noise)
         known = 4 if self.prior_denoiser else 2
         self.full: bool = covariance == "full" or bool(guidance) or (covariance == "auto" and 1 < latent_size <= 4)
+        self.law: type[Gaussian] = FullGaussian if self.full else DiagonalGaussian
         self.couplings: int = latent_size * (latent_size - 1) // 2 if self.full else 0
         self.register_buffer("rows", torch.tril_indices(latent_size, latent_size, -1)[0], persistent=False)
         outputs = 2 * latent_size + self.couplings
@@ -335,9 +377,7 @@ class DiffusionPosterior(Posterior):
     def predict(
         self,
         z_t: Tensor,
-        t: Tensor | int | slice,
         known: _Steps,
-        biases: Sequence[Tensor],
         context: Tensor,
         statistics: Tensor | None = None,
     ) -> Gaussian:
@@ -348,20 +388,19 @@ class DiffusionPosterior(Posterior):
 
         Args:
             z_t: (*, D).
-            t: a level, or levels that broadcast to (*), or a slice of them where z_t are stacked in front.
-            known: what the steps know at these levels.
-            biases: the denoiser's at these levels.
+            known: what the steps know at their levels.
             context: the denoiser's view of x.
             statistics: T(x) where there is guidance.
         """
         mean = torch.addcmul(known.offset, known.gain, z_t)
         inputs = [z_t, torch.addcmul(known.shift, known.rate, z_t)]
-        believed = self.prior_denoiser(z_t, t) if self.prior_denoiser is not None else None
-        if believed is not None:
+        believed = None
+        if self.prior_denoiser is not None and known.tables is not None:
+            believed = self.prior_denoiser.read(z_t, known.tables)
             inputs += [believed, torch.asinh((believed - mean) / known.scale)]
         size = self.latent_size
         sizes = [size, size, self.couplings]
-        correction, log_factor, coupling = self.denoiser(torch.cat(inputs, -1), biases, context).split(sizes, -1)
+        correction, log_factor, coupling = self.denoiser(torch.cat(inputs, -1), known.biases, context).split(sizes, -1)
         factor = (0.5 * _LARGEST_LOG_FACTOR * torch.tanh(log_factor / _LARGEST_LOG_FACTOR)).exp()
         mean = torch.addcmul(mean, known.scale, correction)
         scale = (known.scale * factor).clamp_min(VARIANCE_FLOOR**0.5)
@@ -369,10 +408,10 @@ class DiffusionPosterior(Posterior):
             return DiagonalGaussian(mean, scale**2)
         coupling = _LARGEST_COUPLING * torch.tanh(coupling / _LARGEST_COUPLING)
         plain = FullGaussian(mean, packed(scale, coupling * known.scale[..., self.rows]))
-        below = t if isinstance(t, int) else t.start if isinstance(t, slice) else 1
-        if self.guidance is None or statistics is None or below > 1:
+        if self.guidance is None or statistics is None or known.above_first:
             return plain
-        return self._guided(plain, FullGaussian(correction, packed(factor, coupling)), z_t, t, believed, statistics)
+        inner = FullGaussian(correction, packed(factor, coupling))
+        return self._guided(plain, inner, z_t, known.t, believed, statistics)
 
     def _guided(
         self,

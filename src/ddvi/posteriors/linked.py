@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextvars import copy_context
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from ddvi.fusing import fusible
 
 
 class Linked(torch.autograd.Function):
@@ -20,14 +23,22 @@ class Linked(torch.autograd.Function):
     def forward(ctx: Any, path: Tensor, scores: Tensor, jacobian: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
         """Path (1 + T, *, D), scores (T, *), jacobian (D, T, *, D) with z_{t-1}'s entry first, slope (T, *, D)."""
         ctx.save_for_backward(jacobian, slope)
+        ctx.context = copy_context()  # on a GPU another thread goes backward, which knows of no block
         return path.clone(), scores.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         jacobian, slope = ctx.saved_tensors
-        wanted = list(grads[0].unbind(0))
-        direct = torch.addcmul(grads[0][1:], grads[1].unsqueeze(-1), slope)
-        for t, (rows, own) in enumerate(zip(jacobian.unbind(1), direct.unbind(0), strict=True), start=1):
-            wanted[t] = own + (rows * wanted[t - 1].movedim(-1, 0).unsqueeze(-1)).sum(0)
-        return torch.stack(wanted), grads[1], None, None
+        path, scores = grads
+        return ctx.context.run(_handed_on, path, scores, jacobian, slope), scores, None, None
+
+
+@fusible
+def _handed_on(wanted_path: Tensor, wanted_scores: Tensor, jacobian: Tensor, slope: Tensor) -> Tensor:
+    """What the whole chain wants of each latent, (1 + T, *, D)."""
+    wanted = list(wanted_path.unbind(0))
+    direct = torch.addcmul(wanted_path[1:], wanted_scores.unsqueeze(-1), slope)
+    for t, (rows, own) in enumerate(zip(jacobian.unbind(1), direct.unbind(0), strict=True), start=1):
+        wanted[t] = own + (rows * wanted[t - 1].movedim(-1, 0).unsqueeze(-1)).sum(0)
+    return torch.stack(wanted)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,13 @@ from torch import Tensor, nn
 from ddvi.noise import NoisingProcess
 from ddvi.priors import Prior
 from ddvi.randomness import generator
+
+
+class Tables(NamedTuple):
+    """What is read at some levels: pictures (N, 2, cells, cells), or one volume of all levels and the depth of each."""
+
+    pictures: Tensor
+    depth: Tensor | None = None
 
 
 @final
@@ -42,20 +49,29 @@ class PriorDenoiser(nn.Module):
         self.register_buffer("table", table, persistent=False)
         self.register_buffer("extent", torch.tensor(extent), persistent=False)
 
-    def forward(self, z_t: Tensor, t: Tensor | int | slice) -> Tensor:
-        """z_t (*, 2) at t, as in `DiffusionPosterior.predict`: (*, 2), by bilinear interpolation."""
-        position = z_t / self.extent
+    def at(self, t: Tensor | int | slice) -> Tables:
+        """The tables at t, as in `DiffusionConditional.predict`."""
         if isinstance(t, slice):
-            found = _interpolated(self.table[t.start - 1 : t.stop - 1], position.reshape(len(z_t), 1, -1, 2))
-        elif isinstance(t, int) or t.dim() == 0:
-            found = _interpolated(self.table[t - 1][None], position.reshape(1, 1, -1, 2))
+            return Tables(self.table[t.start - 1 : t.stop - 1])
+        if isinstance(t, int) or t.dim() == 0:
+            return Tables(self.table[t - 1][None])
+        # Levels in any order: the third axis of one volume, read at its slices.
+        depth = (t - 1).to(self.table.dtype) * (2 / max(1, len(self.table) - 1)) - 1
+        return Tables(self.table.transpose(0, 1)[None], depth.unsqueeze(-1))
+
+    def read(self, z_t: Tensor, tables: Tables) -> Tensor:
+        """At z_t (*, 2), by bilinear interpolation: (*, 2)."""
+        position, (pictures, depth) = z_t / self.extent, tables
+        if depth is None:
+            found = _interpolated(pictures, position.reshape(len(pictures), 1, -1, 2))
         else:
-            # Levels in any order: the third axis of one volume, read at its slices.
-            depth = (t - 1).to(z_t.dtype) * (2 / max(1, len(self.table) - 1)) - 1
-            position = torch.cat([position, depth.expand(z_t.shape[:-1]).unsqueeze(-1)], -1)
-            volume = self.table.transpose(0, 1)[None]
-            found = _interpolated(volume, position.reshape(1, 1, 1, -1, 3))
+            position = torch.cat([position, depth.expand(*z_t.shape[:-1], 1)], -1)
+            found = _interpolated(pictures, position.reshape(1, 1, 1, -1, 3))
         return found.reshape(z_t.shape)
+
+    def forward(self, z_t: Tensor, t: Tensor | int | slice) -> Tensor:
+        """At z_t (*, 2) of levels t, as in `DiffusionConditional.predict`: (*, 2)."""
+        return self.read(z_t, self.at(t))
 
 
 def _interpolated(table: Tensor, position: Tensor) -> Tensor:

@@ -1,0 +1,100 @@
+"""Fused functions, by a backend that only traces them: what they compute is what is written."""
+
+import warnings
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+
+from ddvi import InputError
+from ddvi.composition import Observations, build_model, make_phases
+from ddvi.devices import choose_device
+from ddvi.fusing import fusible, fusing
+from ddvi.randomness import seeded
+from ddvi.recording import recorder
+from ddvi.schedule import Phase, Schedule
+from ddvi.settings import resolve
+from ddvi.training import Trainer
+
+TINY = {"hidden_size": 16, "denoiser_size": 16, "steps": 2, "denoiser_layers": 2, "parts": 3, "precision": "64"}
+TRACED = "aot_eager"
+COMPOSITIONS = [
+    ("ddvi", {"samples": 2, "prior_samples": 8}),
+    ("ddvi", {"objective": "elbo", "path_gradient": True, "dropout": 0.2, "covariance": "diagonal"}),
+    ("ddvi", {"preset": "paper", "warmup": 0, "freeze_decoder": 0, "samples": 1}),
+]
+
+
+def trainer(method, options, device="cpu", fuses=False, recorded=False, steps=3):
+    """Of a small model, over random images."""
+    settings = resolve("mnist", method, "pinwheel", {**TINY, **options})
+    with seeded(0, "model"):
+        model = build_model(settings, Observations((6,), "bernoulli", "binarise", parts=3, maximum=255.0))
+        x = torch.randint(0, 2, (4 * steps, 6), dtype=torch.uint8) * 255
+    fabric = Fabric(accelerator=device, devices=1, precision=f"{settings.precision}-true")
+    model = model.to(torch.get_default_dtype() if settings.precision == "32" else torch.float64)
+    schedule = Schedule((Phase(2, make_phases(settings)[-1].objective),), 4, 1e-3)
+    how = recorder(recorded, fabric.device)
+    return Trainer(model, schedule, x, fabric=fabric, recorder=how, fuses=fuses)
+
+
+def weights(trained):
+    trained.fit()
+    return torch.cat([each.detach().cpu().flatten() for each in trained.model.parameters()])
+
+
+@pytest.mark.parametrize(("method", "options"), COMPOSITIONS)
+def test_fused_steps_give_the_weights_of_plain_ones(method, options, monkeypatch):
+    compiled = []
+    compile_it = torch.compile
+
+    def spy(function, **how):
+        compiled.append(function.__name__)
+        return compile_it(function, **how)
+
+    monkeypatch.setattr(torch, "compile", spy)
+    plain = weights(trainer(method, options))
+    assert not compiled
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        monkeypatch.setattr("ddvi.training.fusing", lambda fuses: fusing(fuses, TRACED))
+        torch.testing.assert_close(weights(trainer(method, options, fuses=True)), plain, rtol=0, atol=1e-10)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(("method", "options"), COMPOSITIONS)
+def test_fused_and_recorded_steps_give_the_weights_of_plain_ones(method, options):
+    both = [weights(trainer(method, options, "cuda", fused, fused, steps=8)) for fused in (False, True)]
+    torch.testing.assert_close(*both, rtol=0, atol=1e-10)
+
+
+def test_a_function_is_compiled_inside_of_a_block_alone():
+    seen = []
+
+    @fusible
+    def twice(x):
+        seen.append(torch.compiler.is_compiling())
+        return 2 * x
+
+    assert twice(torch.ones(2)).tolist() == [2, 2]
+    with fusing(False):
+        twice(torch.ones(2))
+    assert seen == [False, False]
+
+
+def test_what_torch_cannot_compile_runs_as_it_is_written_and_says_so_once():
+    @fusible
+    def looks(x):
+        return x if x.sum().item() > 0 else -x
+
+    with fusing(backend=TRACED), pytest.warns(UserWarning, match="can't fuse .*looks .*it runs unfused"):
+        assert looks(-torch.ones(2)).tolist() == [1, 1]
+    with fusing(backend=TRACED), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert looks(-torch.ones(2)).tolist() == [1, 1]
+
+
+def test_compile_is_refused_where_it_gains_nothing():
+    with pytest.raises(InputError, match=r"compile=true is for device=cuda, and this is cpu.*leave it out"):
+        choose_device(resolve("digits", "ddvi", "pinwheel", {"compile": True, "device": "cpu"}))
