@@ -118,6 +118,7 @@ class Subject:
         part = self.images.x[:examples]
         how = recorder(graphs, self.fabric.device)
         options: dict[str, Any] = {"fabric": self.fabric, "labelled": self.labelled, "recorder": how}
+        options["fuses"] = settings.compile
         return Trainer(self.model, schedule, part, listener=clock, **options)
 
     def train_one_step(self) -> None:

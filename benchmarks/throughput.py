@@ -1,7 +1,7 @@
 """Prints how fast every method trains and infers, and how near that is to what the machine can do.
 
 python benchmarks/throughput.py [--methods vae ddvi_semi] [--seconds 10] [--data-root FOLDER] [--scaling]
-    [--pythae [PYTHON]] [--json FILE]
+    [--pythae [PYTHON]] [--device cuda [--compile]] [--json FILE]
 
 All at the settings of the paper's code (hidden size 1,000, batch 128, T = 40, 3 sleep steps), DDVI at its own defaults
 besides. Training is a `Trainer`'s own epoch: gathering, preprocessing, objective, gradients and optimiser, as in a run.
@@ -126,6 +126,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=40, help="the paper's T, of ddvi")
     parser.add_argument("--threads", type=int, default=0, help="torch's own choice by default")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true", help="cuda: with small operations fused, as by compile=true")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement, about")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--data-root", help="folder with MNIST; random images without")
@@ -141,7 +142,7 @@ def check(arguments: argparse.Namespace) -> tuple[list[Case], dict[str, Any]]:
     """The cases and the settings that they share; whatever is wrong is refused before anything is measured."""
     methods = [check_name("method", name, NAMES) for name in dict.fromkeys(arguments.methods)]
     cases = make_cases(methods, arguments.steps)
-    given = ("prior", "hidden_size", "batch_size", "device", "threads", "data_root")
+    given = ("prior", "hidden_size", "batch_size", "device", "compile", "threads", "data_root")
     common = {name: value for name in given if (value := getattr(arguments, name)) is not None}
     for case in cases:
         runs.choose_device(case.settings(common))
