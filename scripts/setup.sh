@@ -1,5 +1,6 @@
 #!/bin/sh
 # Makes .venv with the package and all it needs. The second time there is nothing to do; one that was cut off is redone.
+# EXTRAS=cluster,pyro adds what these need.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 venv=$root/.venv
@@ -7,6 +8,7 @@ stamp=$venv/complete
 
 # What the environment was made from: requirements, and the place, which its scripts have written into them.
 wanted=$(cat "$root/pyproject.toml" "$root/constraints.txt" | cksum)" $root"
+extras=dev${EXTRAS:+,$EXTRAS}
 if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && [ -x "$venv/bin/ddvi" ] && "$venv/bin/python" -c "" 2>/dev/null; then
     exit 0
 fi
@@ -34,9 +36,11 @@ if ! "$python" -m venv "$venv" >"$log" 2>&1; then
     cat "$log" >&2
     fail "$python can't make a virtual environment; on Debian and Ubuntu: apt install python3-venv"
 fi
-if ! "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-    -c "$root/constraints.txt" -e "$root[dev]" >"$log" 2>&1; then
+if ! "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile \
+    -c "$root/constraints.txt" -e "$root[$extras]" >"$log" 2>&1; then
     cat "$log" >&2
     fail "pip failed, see above; run the same command again to retry"
 fi
+# On all cores, which pip doesn't; some packages hold files that are no Python of this version.
+"$venv/bin/python" -m compileall -q -j 0 "$venv/lib" >/dev/null 2>&1 || :
 echo "$wanted" >"$stamp"

@@ -684,6 +684,17 @@ def test_prior_denoiser_is_the_conditional_mean_of_a_mixture():
         assert error.max() < 2e-3, f"t = {t}: {error.max():.1e}"
 
 
+def test_the_prior_denoisers_of_a_law_share_their_table():
+    one, other = (PriorDenoiser(make_prior("pinwheel", 2, 3), NoisingProcess(2), 16, 32) for _ in range(2))
+    assert one.table.data_ptr() == other.table.data_ptr()
+    unknown = make_prior("pinwheel", 2, 3)
+    unknown.recipe = None
+    apart = PriorDenoiser(unknown, NoisingProcess(2), 16, 32)
+    assert apart.table.data_ptr() != one.table.data_ptr()
+    torch.testing.assert_close(apart.table, one.table, rtol=0, atol=0)
+    assert not PriorDenoiser(make_prior("pinwheel", 2, 3), NoisingProcess(3), 16, 32).table.equal(one.table)
+
+
 def test_prior_denoiser_is_constant_beyond_its_grid_and_broadcasts_levels():
     denoiser = PriorDenoiser(make_prior("gaussian", 2), NoisingProcess(3), cells=16, nodes=64)
     edge = torch.tensor([[1.0, 0.3]]) * denoiser.extent

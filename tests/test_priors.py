@@ -17,7 +17,7 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, N
 
 from ddvi.catalogue import PRIORS
 from ddvi.errors import InputError
-from ddvi.priors import DistributionPrior, Prior, as_prior, make_prior
+from ddvi.priors import DistributionPrior, Prior, as_prior, make_prior, structured
 from ddvi.randomness import generator
 
 WIDTH = {"pinwheel": 0.03, "swiss_roll": 0.05, "less_noisy_square": 0.06}
@@ -463,8 +463,22 @@ def test_a_narrow_curve_is_scored_without_a_table() -> None:
     narrow, wide = make_prior("swiss_roll", width=0.003), make_prior("swiss_roll", width=0.05)
     z = narrow.sample((200,), generator=generator(0))
     log_prob = narrow.log_prob(z)
-    assert narrow._near == {torch.float32: None}
+    assert structured._neighbourhoods(type(narrow), narrow.count, narrow.width, torch.float32) is None
     assert wide.log_prob(z).isfinite().all()
-    assert wide._near[torch.float32] is not None
+    assert structured._neighbourhoods(type(wide), wide.count, wide.width, torch.float32) is not None
     by_part = torch.stack([narrow.log_prob(z, torch.full((200,), part)) for part in range(10)])
     torch.testing.assert_close(log_prob, by_part.logsumexp(0) - math.log(10), atol=2e-3, rtol=1e-4)
+
+
+def test_the_table_of_a_law_is_made_once(monkeypatch):
+    with torch.inference_mode():  # whatever mode the first call is in
+        make_prior("pinwheel", 2, 4, 0.07).log_prob(torch.zeros(1, 2))
+    made = []
+    monkeypatch.setattr(structured.Neighbourhoods, "affordable", lambda nodes: made.append(nodes) or False)
+    z = torch.tensor([[0.9, 0.2]], requires_grad=True)
+    make_prior("pinwheel", 3, 4, 0.07).log_prob(torch.cat([z, z[:, :1]], 1)).sum().backward()
+    assert z.grad.isfinite().all()
+    assert not made
+    make_prior("pinwheel", 2, 4, 0.08).log_prob(z)
+    assert len(made) == 1
+    structured._neighbourhoods.cache_clear()

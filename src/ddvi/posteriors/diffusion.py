@@ -94,12 +94,12 @@ class _Steps(NamedTuple):
     def unbind(self) -> list[Self]:
         """Level by level, where they are those of a slice."""
         assert isinstance(self.t, slice)
-        affine = zip(*(value.unbind() for value in self[1:6]), strict=True)
+        affine = (self.gain, self.offset, self.scale, self.rate, self.shift)
         levels = [Levels(*each) for each in zip(*(value.unbind() for value in self.levels), strict=True)]
         biases = zip(*(bias.flatten(0, -2).unbind() for bias in self.biases), strict=True)
         tables = [Tables(each) for each in self.tables.pictures.split(1)] if self.tables else [None] * len(levels)
-        every = zip(range(self.t.start, self.t.stop), affine, levels, biases, tables, strict=True)
-        return [type(self)(t, *five, *others) for t, five, *others in every]
+        parts = (*(value.unbind() for value in affine), levels, biases, tables)
+        return [type(self)(*each) for each in zip(range(self.t.start, self.t.stop), *parts, strict=True)]
 
 
 @final
@@ -331,6 +331,7 @@ class DiffusionPosterior(Posterior):
         known = 4 if self.prior_denoiser else 2
         self.full: bool = covariance == "full" or bool(guidance) or (covariance == "auto" and 1 < latent_size <= 4)
         self.law: type[Gaussian] = FullGaussian if self.full else DiagonalGaussian
+        """Of a step."""
         self.couplings: int = latent_size * (latent_size - 1) // 2 if self.full else 0
         self.register_buffer("rows", torch.tril_indices(latent_size, latent_size, -1)[0], persistent=False)
         outputs = 2 * latent_size + self.couplings

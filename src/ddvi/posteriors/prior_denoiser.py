@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, final
+import functools
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 from ddvi.noise import NoisingProcess
 from ddvi.priors import Prior
 from ddvi.randomness import generator
+
+_Levels = tuple[tuple[float, float], ...]
+"""α and σ of t = 1 … T."""
 
 
 class Tables(NamedTuple):
@@ -40,12 +44,12 @@ class PriorDenoiser(nn.Module):
 
     def __init__(self, prior: Prior, noise: NoisingProcess, cells: int = 256, nodes: int = 384) -> None:
         super().__init__()
-        draws = prior.sample((10_000,), generator=generator(0, "extent"))
-        extent = float(draws.abs().max()) * 1.1 + 0.5
-        with torch.no_grad():
-            table = _tabulate(_density(prior, draws, extent, nodes), noise, extent, cells)
-        # As T pictures of two channels whose rows are the second coordinate, the form that `grid_sample` reads.
-        table = table.permute(0, 3, 2, 1).contiguous().to(torch.get_default_dtype())
+        constants = noise.constants()
+        levels = tuple(zip(constants.alpha[1:].tolist(), constants.sigma[1:].tolist(), strict=True))
+        if prior.recipe is None:
+            table, extent = _made(prior, levels, cells, nodes)
+        else:
+            table, extent = _remade(prior.recipe, torch.get_default_dtype(), levels, cells, nodes)
         self.register_buffer("table", table, persistent=False)
         self.register_buffer("extent", torch.tensor(extent), persistent=False)
 
@@ -80,6 +84,26 @@ def _interpolated(table: Tensor, position: Tensor) -> Tensor:
     return found.flatten(2).transpose(1, 2)
 
 
+def _made(prior: Prior, levels: _Levels, cells: int, nodes: int) -> tuple[Tensor, float]:
+    """The table as T pictures of two channels whose rows are the second coordinate, the form that `grid_sample` reads,
+    and how far it reaches."""
+    draws = prior.sample((10_000,), generator=generator(0, "extent"))
+    extent = float(draws.abs().max()) * 1.1 + 0.5
+    with torch.no_grad():
+        table = _tabulate(_density(prior, draws, extent, nodes), levels, extent, cells)
+    return table.permute(0, 3, 2, 1).contiguous().to(torch.get_default_dtype()), extent
+
+
+@functools.lru_cache(maxsize=4)
+def _remade(
+    recipe: tuple[Any, ...], dtype: torch.dtype, levels: _Levels, cells: int, nodes: int
+) -> tuple[Tensor, float]:
+    """Of a prior's recipe, and of a default precision."""
+    kind, *arguments = recipe
+    with torch.inference_mode(False), torch.device("cpu"):
+        return _made(kind(*arguments), levels, cells, nodes)
+
+
 def _density(prior: Prior, draws: Tensor, extent: float, nodes: int, boxes: int = 64) -> Tensor:
     """p(z) up to a factor on a grid (nodes, nodes) over [−extent, extent]²; only near draws (N, 2) is it asked for."""
     box = ((draws / extent + 1) * (0.5 * boxes)).long().clamp(0, boxes - 1)
@@ -93,19 +117,18 @@ def _density(prior: Prior, draws: Tensor, extent: float, nodes: int, boxes: int 
     return (log_density - log_density.max()).exp()
 
 
-def _tabulate(density: Tensor, noise: NoisingProcess, extent: float, cells: int) -> Tensor:
+def _tabulate(density: Tensor, levels: _Levels, extent: float, cells: int) -> Tensor:
     """The table (T, cells, cells, 2) on [−extent, extent]², in double precision, of a density on a finer grid."""
     fine = torch.linspace(-extent, extent, len(density), dtype=torch.float64)
     coarse = torch.linspace(-extent, extent, cells, dtype=torch.float64)
     table = torch.stack(torch.meshgrid(coarse, coarse, indexing="ij"), -1)
-    levels = []
+    tables = []
     # From the noisiest on: where a level underflows, far from the prior's mass, that of the level before stands in.
-    constants = noise.constants()
-    for alpha, sigma in zip(constants.alpha[1:].flip(0).double(), constants.sigma[1:].flip(0).double(), strict=True):
+    for alpha, sigma in reversed(levels):
         kernel = (-0.5 * ((coarse[:, None] - alpha * fine) / sigma) ** 2).exp()
         mass = kernel @ density @ kernel.T
         first = kernel @ (density * fine[:, None]) @ kernel.T
         second = kernel @ (density * fine) @ kernel.T
         table = torch.where(mass[..., None] > 1e-280, torch.stack([first, second], -1) / mass[..., None], table)
-        levels.append(table)
-    return torch.stack(levels[::-1])
+        tables.append(table)
+    return torch.stack(tables[::-1])

@@ -33,6 +33,9 @@ class Prior(nn.Module, abc.ABC):
     """
 
     _anchor: Tensor
+    recipe: tuple[Any, ...] | None = None
+    """Class and arguments that make a prior of the same law, where these say all of it: what is tabulated of such a law
+    is kept for the next one."""
 
     def __init__(self, latent_size: int, parts: int | None):
         super().__init__()

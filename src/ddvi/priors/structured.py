@@ -9,6 +9,7 @@ turns into a finite mixture that is exact to rounding; a straight segment has it
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, ClassVar, final
@@ -40,6 +41,7 @@ class _Structured(Prior):
         if width is not None and not 1e-4 <= width < math.inf:
             raise InputError(f"width={width!r} is impossible for {name}; give a finite number, 1e-4 or more")
         super().__init__(latent_size, parts)
+        self.recipe: tuple[Any, ...] | None = (type(self), latent_size, parts, width)
         self.count = parts
         self.width: float = self.default_width if width is None else float(width)
         self._rounded: dict[tuple[torch.device, torch.dtype], tuple[Tensor, ...]] = {}
@@ -71,10 +73,6 @@ class _Curve(_Structured):
     _log_speed: Callable[[Tensor], Tensor]  # t ↦ log p(t|l) within part l
     _point: Callable[[Tensor, Tensor], Tensor]  # t, label ↦ c(t), (*, 2)
 
-    def __init__(self, latent_size: int = 2, parts: int = 10, width: float | None = None):
-        super().__init__(latent_size, parts, width)
-        self._near: dict[torch.dtype, Neighbourhoods | None] = {}
-
     def _tabulate(self) -> tuple[Tensor, ...]:
         """Nodes x, y in units of √2 width, and log-weights, all of shape (C, M)."""
         label = torch.arange(self.count).unsqueeze(-1)
@@ -90,14 +88,6 @@ class _Curve(_Structured):
         x, y = (self._point(t, label) / (self.width * math.sqrt(2))).unbind(-1)
         return x.contiguous(), y.contiguous(), log_weight
 
-    def _neighbourhoods(self, like: Tensor) -> Neighbourhoods | None:
-        """None of a very narrow curve, whose table would take longer than it saves."""
-        if like.dtype not in self._near:
-            with torch.inference_mode(False), torch.no_grad():
-                nodes = Nodes(*self._tabulate())
-                self._near[like.dtype] = Neighbourhoods(nodes, like) if Neighbourhoods.affordable(nodes) else None
-        return self._near[like.dtype]
-
     def _draw(self, shape: torch.Size, label: Tensor | None, options: dict[str, Any]) -> Tensor:
         label = torch.randint(self.count, shape, **options).long() if label is None else label
         z = self.width * torch.randn(*shape, *self.event_shape, **options)
@@ -107,11 +97,21 @@ class _Curve(_Structured):
     def _log_density(self, z: Tensor, label: Tensor | None) -> Tensor:
         place = z[:, :2] / (self.width * math.sqrt(2))
         # Elsewhere to wait for the sizes of blocks would cost more.
-        near = self._neighbourhoods(z) if label is None and z.device.type == "cpu" else None
+        near = None
+        if label is None and z.device.type == "cpu":
+            near = _neighbourhoods(type(self), self.count, self.width, z.dtype)
         blocks = Nodes(*self._constants(z)).blocks(len(z), label) if near is None else near.blocks(place)
         mixture = log_mixture(place, blocks)
         constant = math.log(2 * math.pi * self.width**2 * (self.count if label is None else 1))
         return mixture - constant + _log_normal(z[:, 2:], self.width).sum(-1)
+
+
+@functools.lru_cache(maxsize=4)
+def _neighbourhoods(kind: type[_Curve], parts: int, width: float, dtype: torch.dtype) -> Neighbourhoods | None:
+    """Of a curve's nodes; None of a very narrow one, whose table would take longer than it saves."""
+    with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
+        nodes = Nodes(*kind(2, parts, width)._tabulate())
+        return Neighbourhoods(nodes, torch.empty(0, dtype=dtype)) if Neighbourhoods.affordable(nodes) else None
 
 
 @final
