@@ -20,7 +20,7 @@ from ddvi.errors import InputError
 from ddvi.settings import resolve
 
 SMALL = ("limit=100", "hidden_size=8", "evaluation=quick")
-LONG = ("digits", "vae,aae", "pinwheel", "epochs=200", *SMALL)
+LONG = ("digits", "vae,aae", "pinwheel", "epochs=120", *SMALL)
 
 
 def names(words: str) -> list[str]:
@@ -334,7 +334,7 @@ def test_killed_members_and_killed_studies_go_on(tmp_path: Path) -> None:
     os.kill(process_of(vae)[0], signal.SIGKILL)
     output, _ = second.communicate(timeout=100)
     assert second.returncode == 0, output
-    check_finished(tmp_path, 200)
+    check_finished(tmp_path, 120)
     assert (tmp_path / "tables/digits-pinwheel.md").exists()
     assert (tmp_path / "tables/digits.png").exists()
 
@@ -368,4 +368,4 @@ def test_a_ray_cluster_loses_a_worker_and_no_result(tmp_path: Path, cluster: str
     os.kill(process_of(vae)[1], signal.SIGKILL)  # the worker; its run notices, and Ray starts the task anew
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 0, output
-    check_finished(tmp_path, 200)
+    check_finished(tmp_path, 120)
