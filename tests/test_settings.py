@@ -104,6 +104,13 @@ def test_every_objective_says_what_it_reads() -> None:
     assert idle(resolve("mnist", "vae", "pinwheel", given), given) == ["sleep_steps"]
 
 
+def test_what_another_posterior_reads_is_without_effect() -> None:
+    given = {"steps": "5", "flow_layers": "2", "hidden_size": "64"}
+    assert idle(resolve("mnist", "vae", "pinwheel", given), given) == ["flow_layers", "steps"]
+    assert idle(resolve("mnist", "iaf_vae", "pinwheel", given), given) == ["steps"]
+    assert "steps" not in idle(resolve("mnist", "ddvi", "pinwheel", given), given)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("preset", ["default", "paper", "study"])
 def test_deviations_are_what_a_user_would_write(method: str, preset: str) -> None:

@@ -215,7 +215,8 @@ def _train(arguments: argparse.Namespace) -> int:
     folders.plan(settings)
     console = progress.console()
     if without_effect := idle(settings, given):
-        console.print(f"without effect, as objective={settings.objective} doesn't read it: {', '.join(without_effect)}")
+        what = f"{settings.method} by {settings.objective}"
+        console.print(f"without effect, as {what} doesn't read it: {', '.join(without_effect)}")
     watcher = progress.Watcher(console, settings)
     again = [word for word in arguments.words if not word.startswith(("resume=", "overwrite="))]
     command = shlex.join([*shlex.split(os.environ.get("DDVI_PROGRAM", "ddvi train")), *again, "resume=true"])

@@ -376,9 +376,10 @@ _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 
 def idle(settings: Settings, given: Iterable[str]) -> list[str]:
-    """Of the settings that a user gave, those of an objective that isn't the run's, which have no effect."""
-    of_objectives = {name for names in OBJECTIVE_SETTINGS.values() for name in names}
-    return sorted(of_objectives.intersection(given).difference(OBJECTIVE_SETTINGS[settings.objective]))
+    """Of the settings that a user gave, those of an objective or a posterior that isn't the run's: without effect."""
+    owned = [*OBJECTIVE_SETTINGS.values(), *(method.takes for method in METHODS.values())]
+    read = {*OBJECTIVE_SETTINGS[settings.objective], *METHODS[settings.method].takes}
+    return sorted({name for names in owned for name in names}.intersection(given) - read)
 
 
 def _check_together(settings: Settings) -> None:
