@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ddvi import data, runs
 from ddvi.composition import Observations, build_model, make_phases
+from ddvi.fusing import fuses
 from ddvi.labels import choose_labelled
 from ddvi.model import LatentVariableModel
 from ddvi.objectives.base import Labelled, Objective
@@ -118,7 +119,7 @@ class Subject:
         part = self.images.x[:examples]
         how = recorder(graphs, self.fabric.device)
         options: dict[str, Any] = {"fabric": self.fabric, "labelled": self.labelled, "recorder": how}
-        options["fuses"] = settings.compile
+        options["fuses"] = fuses(settings.compile, self.fabric.device)
         return Trainer(self.model, schedule, part, listener=clock, **options)
 
     def train_one_step(self) -> None:

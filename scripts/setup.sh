@@ -9,7 +9,15 @@ stamp=$venv/complete
 # What the environment was made from: requirements, and the place, which its scripts have written into them.
 wanted=$(cat "$root/pyproject.toml" "$root/constraints.txt" | cksum)" $root"
 extras=dev${EXTRAS:+,$EXTRAS}
-if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && [ -x "$venv/bin/ddvi" ] && "$venv/bin/python" -c "" 2>/dev/null; then
+
+has_extras() {
+    for extra in $(echo "$extras" | tr , ' '); do
+        case ,$(sed -n 2p "$stamp"), in *",$extra,"*) ;; *) return 1 ;; esac
+    done
+}
+
+if [ "$(sed -n 1p "$stamp" 2>/dev/null)" = "$wanted" ] && has_extras && [ -x "$venv/bin/ddvi" ] &&
+    "$venv/bin/python" -c "" 2>/dev/null; then
     exit 0
 fi
 
@@ -43,4 +51,4 @@ if ! "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-
 fi
 # On all cores, which pip doesn't; some packages hold files that are no Python of this version.
 "$venv/bin/python" -m compileall -q -j 0 "$venv/lib" >/dev/null 2>&1 || :
-echo "$wanted" >"$stamp"
+printf '%s\n%s\n' "$wanted" "$extras" >"$stamp"

@@ -6,10 +6,8 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 
-from ddvi import InputError
 from ddvi.composition import Observations, build_model, make_phases
-from ddvi.devices import choose_device
-from ddvi.fusing import fusible, fusing
+from ddvi.fusing import fuses, fusible, fusing
 from ddvi.randomness import seeded
 from ddvi.recording import recorder
 from ddvi.schedule import Phase, Schedule
@@ -43,22 +41,27 @@ def weights(trained):
     return torch.cat([each.detach().cpu().flatten() for each in trained.model.parameters()])
 
 
+class Traced:
+    """A backend that counts what it is given."""
+
+    def __init__(self):
+        self.graphs = 0
+
+    def __call__(self, graph, inputs):
+        self.graphs += 1
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+
 @pytest.mark.parametrize(("method", "options"), COMPOSITIONS)
 def test_fused_steps_give_the_weights_of_plain_ones(method, options, monkeypatch):
-    compiled = []
-    compile_it = torch.compile
-
-    def spy(function, **how):
-        compiled.append(function.__name__)
-        return compile_it(function, **how)
-
-    monkeypatch.setattr(torch, "compile", spy)
+    traced = Traced()
+    monkeypatch.setattr("ddvi.training.fusing", lambda fuses: fusing(fuses, traced))
     plain = weights(trainer(method, options))
-    assert not compiled
+    assert not traced.graphs
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        monkeypatch.setattr("ddvi.training.fusing", lambda fuses: fusing(fuses, TRACED))
         torch.testing.assert_close(weights(trainer(method, options, fuses=True)), plain, rtol=0, atol=1e-10)
+    assert traced.graphs > 2
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -70,17 +73,38 @@ def test_fused_and_recorded_steps_give_the_weights_of_plain_ones(method, options
 
 
 def test_a_function_is_compiled_inside_of_a_block_alone():
-    seen = []
+    traced = Traced()
 
     @fusible
     def twice(x):
-        seen.append(torch.compiler.is_compiling())
         return 2 * x
 
     assert twice(torch.ones(2)).tolist() == [2, 2]
-    with fusing(False):
-        twice(torch.ones(2))
-    assert seen == [False, False]
+    with fusing(backend=traced):
+        with fusing(False):
+            twice(torch.ones(2))
+        assert not traced.graphs
+        assert twice(torch.ones(2)).tolist() == [2, 2]
+    assert traced.graphs == 1
+
+
+def test_a_function_is_fused_for_more_shapes_than_torch_allows_by_itself():
+    traced = Traced()
+
+    @fusible
+    def twice(x):
+        return 2 * x
+
+    with fusing(backend=traced), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [twice(torch.ones([1] * axes)).dim() for axes in range(1, 15)] == [*range(1, 15)]
+    assert traced.graphs == 14
+
+
+def test_fusing_is_for_cuda():
+    assert fuses(True, torch.device("cuda"))
+    assert not fuses(True, torch.device("cpu"))
+    assert not fuses(False, torch.device("cuda"))
 
 
 def test_what_torch_cannot_compile_runs_as_it_is_written_and_says_so_once():
@@ -93,8 +117,3 @@ def test_what_torch_cannot_compile_runs_as_it_is_written_and_says_so_once():
     with fusing(backend=TRACED), warnings.catch_warnings():
         warnings.simplefilter("error")
         assert looks(-torch.ones(2)).tolist() == [1, 1]
-
-
-def test_compile_is_refused_where_it_gains_nothing():
-    with pytest.raises(InputError, match=r"compile=true is for device=cuda, and this is cpu.*leave it out"):
-        choose_device(resolve("digits", "ddvi", "pinwheel", {"compile": True, "device": "cpu"}))

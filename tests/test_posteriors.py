@@ -684,15 +684,30 @@ def test_prior_denoiser_is_the_conditional_mean_of_a_mixture():
         assert error.max() < 2e-3, f"t = {t}: {error.max():.1e}"
 
 
-def test_the_prior_denoisers_of_a_law_share_their_table():
+def test_the_table_of_a_priors_denoiser_is_that_of_its_law():
     one, other = (PriorDenoiser(make_prior("pinwheel", 2, 3), NoisingProcess(2), 16, 32) for _ in range(2))
-    assert one.table.data_ptr() == other.table.data_ptr()
-    unknown = make_prior("pinwheel", 2, 3)
-    unknown.recipe = None
-    apart = PriorDenoiser(unknown, NoisingProcess(2), 16, 32)
-    assert apart.table.data_ptr() != one.table.data_ptr()
-    torch.testing.assert_close(apart.table, one.table, rtol=0, atol=0)
+    torch.testing.assert_close(one.table, other.table, rtol=0, atol=0)
+    with torch.no_grad():
+        other.table.zero_()
+    again = PriorDenoiser(make_prior("pinwheel", 2, 3), NoisingProcess(2), 16, 32)
+    torch.testing.assert_close(one.table, again.table, rtol=0, atol=0)
     assert not PriorDenoiser(make_prior("pinwheel", 2, 3), NoisingProcess(3), 16, 32).table.equal(one.table)
+
+    class Shifted(type(make_prior("gaussian", 2))):
+        """Of a user's own, with arguments of its own."""
+
+        def __init__(self, shift):
+            super().__init__(2)
+            self.shift = shift
+
+        def _draw(self, *arguments):
+            return super()._draw(*arguments) + self.shift
+
+        def _log_density(self, z, label):
+            return super()._log_density(z - self.shift, label)
+
+    near, far = (PriorDenoiser(Shifted(shift), NoisingProcess(2), 16, 32) for shift in (0.0, 3.0))
+    assert far.extent > near.extent + 2
 
 
 def test_prior_denoiser_is_constant_beyond_its_grid_and_broadcasts_levels():

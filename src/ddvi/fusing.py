@@ -18,26 +18,37 @@ import torch
 
 Inputs = ParamSpec("Inputs")
 Result = TypeVar("Result")
+Backend = str | Callable[..., Callable[..., object]]
+"""One of torch's by its name, or what makes a function of a traced graph."""
 
-_BACKEND: ContextVar[str | None] = ContextVar("backend", default=None)
+_BACKEND: ContextVar[Backend | None] = ContextVar("backend", default=None)
+_SHAPES = 64  # of one function: batches, draws, phases and models of a process
+
+
+def fuses(wanted: bool, device: torch.device) -> bool:
+    """Whether fusing is wanted where there is something to gain, as on CUDA alone."""
+    return wanted and device.type == "cuda"
 
 
 @contextlib.contextmanager
-def fusing(fuses: bool = True, backend: str = "inductor") -> Iterator[None]:
-    """A block in which `fusible` functions are compiled, if it `fuses`, by one of torch's backends."""
+def fusing(fuses: bool = True, backend: Backend = "inductor") -> Iterator[None]:
+    """A block in which `fusible` functions are compiled, if it `fuses`, and else carried out as they are written."""
     before = _BACKEND.set(backend if fuses else None)
     try:
-        with _differentiable_again() if fuses else contextlib.nullcontext():
+        with _settings_of_torch() if fuses else contextlib.nullcontext():
             yield
     finally:
         _BACKEND.reset(before)
 
 
-def _differentiable_again() -> contextlib.AbstractContextManager[None]:
-    """A chain's steps are differentiated several times over, and need each time what compiled code would give away."""
-    from torch._functorch import config
+@contextlib.contextmanager
+def _settings_of_torch() -> Iterator[None]:
+    from torch._dynamo import config as tracing
+    from torch._functorch import config as differentiation
 
-    return config.patch(donated_buffer=False)
+    # A chain's steps are differentiated several times over, and need each time what compiled code would give away.
+    with tracing.patch(cache_size_limit=_SHAPES), differentiation.patch(donated_buffer=False):
+        yield
 
 
 def fusible(function: Callable[Inputs, Result]) -> Callable[Inputs, Result]:
@@ -45,10 +56,10 @@ def fusible(function: Callable[Inputs, Result]) -> Callable[Inputs, Result]:
 
     Where torch can't compile it, a warning says so, and it is carried out as it is written for good.
     """
-    refused: set[str] = set()
+    refused: set[Backend] = set()
 
     @functools.cache
-    def compiled(backend: str) -> Callable[Inputs, Result]:
+    def compiled(backend: Backend) -> Callable[Inputs, Result]:
         return torch.compile(function, fullgraph=True, backend=backend)
 
     @functools.wraps(function)

@@ -25,6 +25,7 @@ from ddvi.devices import make_fabric
 from ddvi.errors import InputError
 from ddvi.files import check_file
 from ddvi.fitted import FittedPosterior
+from ddvi.fusing import fuses
 from ddvi.likelihoods import FixedLikelihood
 from ddvi.model import LatentVariableModel
 from ddvi.objectives.base import Objective
@@ -388,7 +389,8 @@ class Inference:
         schedule = Schedule((Phase(passes, objective, frozen),), batch_size, lr, seed=seed)
         data: dict[str, Any] = {"validation_x": validation, "train_z": z, "validation_z": validation_z}
         fabric = self._place()
-        data |= {"recorder": recorder(self.settings.graphs, fabric.device), "fuses": self.settings.compile}
+        data["recorder"] = recorder(self.settings.graphs, fabric.device)
+        data["fuses"] = fuses(self.settings.compile, fabric.device)
         trainer = Trainer(self.model, schedule, x, fabric=fabric, listener=listener, **data)
         try:
             with fast_products(fabric.device):

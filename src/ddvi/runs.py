@@ -80,6 +80,7 @@ def _train(
 
     from ddvi import checkpoint, data
     from ddvi.composition import build_model, make_schedule, observe
+    from ddvi.fusing import fuses
     from ddvi.randomness import seeded
     from ddvi.recording import recorder
     from ddvi.training import Trainer
@@ -116,7 +117,7 @@ def _train(
     trainer = Trainer(
         *(model, schedule, train_x, validation_x, folder / CHECKPOINT, fabric, watcher, labelled),
         recorder=recorder(settings.graphs, fabric.device),
-        fuses=settings.compile,
+        fuses=fuses(settings.compile, fabric.device),
     )
     watcher.trainer = trainer
     if not resume and fabric.is_global_zero:

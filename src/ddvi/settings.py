@@ -168,7 +168,7 @@ class Settings:
         "auto", "auto takes an accelerator where there is one", choices=("auto", "cpu", "cuda", "mps")
     )
     graphs: bool = setting(True, "cuda: record what a step does once, and launch it as one")
-    compile: bool = setting(False, "cuda: fuse a chain's small operations by torch.compile, which takes a minute")
+    compile: bool = setting(False, "cuda: fuse a chain's small operations by torch.compile, half a minute once")
     devices: int = setting(1, "how many train together, a process each, on batches shared out among them", minimum=1)
     precision: str = setting("32", "floating-point numbers", choices=("32", "64", "bf16"))
     threads: int = setting(0, "CPU threads; 0 takes torch's own choice", minimum=0)

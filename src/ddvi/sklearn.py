@@ -28,6 +28,7 @@ from ddvi.composition import build_model, make_schedule, observe
 from ddvi.data import Dataset, split_validation
 from ddvi.devices import make_fabric
 from ddvi.errors import InputError, check_name
+from ddvi.fusing import fuses
 from ddvi.likelihoods import ExponentialFamily, means
 from ddvi.model import LatentVariableModel
 from ddvi.objectives.base import Labelled
@@ -156,7 +157,7 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             *(model, make_schedule(settings), x[rows], x[out] if held_out else None, None, fabric),
             labelled=labelled,
             recorder=recorder(settings.graphs, fabric.device),
-            fuses=settings.compile,
+            fuses=fuses(settings.compile, fabric.device),
         )
         with fast_products(fabric.device):
             self.history_: list[dict[str, Any]] = trainer.fit()

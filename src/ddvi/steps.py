@@ -205,7 +205,7 @@ class Steps:
             if held_back is not None:
                 totals, kept = torch.where(held_back > 0, 0.0, totals), kept - held_back
             self._add(values, totals)
-            for count in {value.numel() for value in values.values()}:
+            for count in dict.fromkeys(value.numel() for value in values.values()):
                 self._add([f"count/{name}" for name, value in values.items() if value.numel() == count], kept * count)
         return torch.cat(finite) if finite else self._scalar(True, torch.bool).expand(0)
 

@@ -30,6 +30,7 @@ from ddvi.arithmetic import fast_products
 from ddvi.devices import make_fabric
 from ddvi.errors import InputError
 from ddvi.files import check_file
+from ddvi.fusing import fuses
 from ddvi.likelihoods import Likelihood
 from ddvi.model import LatentVariableModel
 from ddvi.objectives.base import Objective
@@ -246,9 +247,10 @@ class Target:
         phase = Phase(passes, objective, frozenset({"likelihood", "prior"}))
         schedule = Schedule((phase,), batch_size, convert("lr", lr), seed=seed)
         nothing = torch.zeros(rows, 1)  # observations that say nothing
-        how = recorder(self.settings.graphs, self._fabric.device)
-        data: dict[str, Any] = {"train_z": z, "recorder": how, "fuses": self.settings.compile}
-        trainer = Trainer(self.model, schedule, nothing, fabric=self._fabric, listener=listener, **data)
+        fabric, settings = self._fabric, self.settings
+        data: dict[str, Any] = {"train_z": z, "recorder": recorder(settings.graphs, fabric.device)}
+        data["fuses"] = fuses(settings.compile, fabric.device)
+        trainer = Trainer(self.model, schedule, nothing, fabric=fabric, listener=listener, **data)
         try:
             with fast_products(self._fabric.device):
                 trainer.fit()

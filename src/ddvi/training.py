@@ -182,7 +182,9 @@ class Trainer:
             progress = (state.epoch * self.steps_per_epoch + step) / total_steps
             rows = order[step * schedule.batch_size : (step + 1) * schedule.batch_size]
             # The first step of an epoch is watched for random numbers that would depend on the number of devices.
-            with sharded(self.processes.shard(len(rows)), watched=step == 0):
+            watched = step == 0
+            as_written = fusing(False) if watched and self.processes.several else contextlib.nullcontext()
+            with sharded(self.processes.shard(len(rows)), watched=watched), as_written:
                 self._step(rows, progress)
             state.step = step + 1
             state.seconds = seconds_before + time.monotonic() - started
@@ -259,7 +261,7 @@ class Trainer:
         """Mean of `held_out_bound` of held-out examples, the same noise at each epoch."""
         self.model.eval()
         total = 0.0
-        with seeded(self.schedule.seed, "validation"), self.fabric.autocast():
+        with seeded(self.schedule.seed, "validation"), self.fabric.autocast(), fusing(False):
             for rows in torch.arange(len(raw), device=raw.device).split(_VALIDATION_CHUNK):
                 x = self.model.preprocessing(raw[rows])
                 total += float(self.model.held_out_bound(x, None if z is None else z[rows]).sum())

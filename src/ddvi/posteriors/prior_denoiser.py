@@ -50,7 +50,7 @@ class PriorDenoiser(nn.Module):
             table, extent = _made(prior, levels, cells, nodes)
         else:
             table, extent = _remade(prior.recipe, torch.get_default_dtype(), levels, cells, nodes)
-        self.register_buffer("table", table, persistent=False)
+        self.register_buffer("table", table.clone(), persistent=False)
         self.register_buffer("extent", torch.tensor(extent), persistent=False)
 
     def at(self, t: Tensor | int | slice) -> Tables:

@@ -33,15 +33,20 @@ class Prior(nn.Module, abc.ABC):
     """
 
     _anchor: Tensor
-    recipe: tuple[Any, ...] | None = None
-    """Class and arguments that make a prior of the same law, where these say all of it: what is tabulated of such a law
-    is kept for the next one."""
 
     def __init__(self, latent_size: int, parts: int | None):
         super().__init__()
         self.event_shape: torch.Size = torch.Size([latent_size])
         self.parts = parts
         self.register_buffer("_anchor", torch.zeros(()), persistent=False)  # knows the device and dtype of samples
+
+    @property
+    def recipe(self) -> tuple[Any, ...] | None:
+        """Class and arguments that make a prior of the same law, where these say all of it, or None.
+
+        What is tabulated of such a law is kept for the next one.
+        """
+        return None
 
     def sample(
         self, sample_shape: Sequence[int] = (), label: Tensor | None = None, generator: Generator | None = None

@@ -41,10 +41,16 @@ class _Structured(Prior):
         if width is not None and not 1e-4 <= width < math.inf:
             raise InputError(f"width={width!r} is impossible for {name}; give a finite number, 1e-4 or more")
         super().__init__(latent_size, parts)
-        self.recipe: tuple[Any, ...] | None = (type(self), latent_size, parts, width)
         self.count = parts
         self.width: float = self.default_width if width is None else float(width)
         self._rounded: dict[tuple[torch.device, torch.dtype], tuple[Tensor, ...]] = {}
+
+    @property
+    def recipe(self) -> tuple[Any, ...] | None:
+        if type(self).__module__ != __name__:  # another's class may say anything
+            return None
+        width = None if self.width == self.default_width else self.width
+        return type(self), *self.event_shape, self.count, width
 
     def _tabulate(self) -> tuple[Tensor, ...]:
         """The constants of the density, in float64."""
@@ -98,7 +104,7 @@ class _Curve(_Structured):
         place = z[:, :2] / (self.width * math.sqrt(2))
         # Elsewhere to wait for the sizes of blocks would cost more.
         near = None
-        if label is None and z.device.type == "cpu":
+        if label is None and z.device.type == "cpu" and self.recipe is not None:
             near = _neighbourhoods(type(self), self.count, self.width, z.dtype)
         blocks = Nodes(*self._constants(z)).blocks(len(z), label) if near is None else near.blocks(place)
         mixture = log_mixture(place, blocks)
@@ -106,7 +112,7 @@ class _Curve(_Structured):
         return mixture - constant + _log_normal(z[:, 2:], self.width).sum(-1)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=16)
 def _neighbourhoods(kind: type[_Curve], parts: int, width: float, dtype: torch.dtype) -> Neighbourhoods | None:
     """Of a curve's nodes; None of a very narrow one, whose table would take longer than it saves."""
     with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
