@@ -7,6 +7,7 @@ import torch
 from lightning_fabric import Fabric
 
 from ddvi.composition import Observations, build_model, make_phases
+from ddvi.devices import choose_device
 from ddvi.fusing import fuses, fusible, fusing
 from ddvi.randomness import seeded
 from ddvi.recording import recorder
@@ -105,6 +106,8 @@ def test_fusing_is_for_cuda():
     assert fuses(True, torch.device("cuda"))
     assert not fuses(True, torch.device("cpu"))
     assert not fuses(False, torch.device("cuda"))
+    # Elsewhere a run that asked for it is carried out, and read, without.
+    assert choose_device(resolve("digits", "ddvi", "pinwheel", {"compile": True, "device": "cpu"})) == "cpu"
 
 
 def test_what_torch_cannot_compile_runs_as_it_is_written_and_says_so_once():
