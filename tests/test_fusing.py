@@ -15,7 +15,7 @@ from ddvi.schedule import Phase, Schedule
 from ddvi.settings import resolve
 from ddvi.training import Trainer
 
-TINY = {"hidden_size": 16, "denoiser_size": 16, "steps": 2, "denoiser_layers": 2, "parts": 3, "precision": "64"}
+TINY = {"hidden_size": 16, "denoiser_size": 16, "steps": 2, "denoiser_layers": 2, "parts": 3}
 TRACED = "aot_eager"
 COMPOSITIONS = [
     ("ddvi", {"samples": 2, "prior_samples": 8}),
@@ -30,8 +30,8 @@ def trainer(method, options, device="cpu", fuses=False, recorded=False, steps=3)
     with seeded(0, "model"):
         model = build_model(settings, Observations((6,), "bernoulli", "binarise", parts=3, maximum=255.0))
         x = torch.randint(0, 2, (4 * steps, 6), dtype=torch.uint8) * 255
-    fabric = Fabric(accelerator=device, devices=1, precision=f"{settings.precision}-true")
-    model = model.to(torch.get_default_dtype() if settings.precision == "32" else torch.float64)
+    fabric = Fabric(accelerator=device, devices=1, precision="64-true")
+    model = model.double()
     schedule = Schedule((Phase(2, make_phases(settings)[-1].objective),), 4, 1e-3)
     how = recorder(recorded, fabric.device)
     return Trainer(model, schedule, x, fabric=fabric, recorder=how, fuses=fuses)

@@ -143,10 +143,16 @@ class DiffusionConditional(Conditional):
 
     def step(self, z_t: Tensor, t: Tensor | slice) -> Gaussian:
         """q(z_{t-1} | z_t, x), shapes as in `predict`."""
-        return self.noise.step_back(self.predict(z_t, t), z_t, self.noise.at(t, z_t.dim() - 2))
+        return self._law(z_t, self._known(t, z_t.dim() - 2))
 
     def _known(self, t: Tensor | slice, axes: int) -> _Steps:
+        """What the steps at levels t know, with so many axes between the levels' own and D."""
         return _Steps.of(self.posterior, self.anchor, t, axes)
+
+    def _law(self, z_t: Tensor, known: _Steps) -> Gaussian:
+        """q(z_{t-1} | z_t, x) of z_t (*, *batch_shape, D)."""
+        prediction = self.posterior.predict(z_t, known, self.context, self.statistics)
+        return self.noise.step_back(prediction, z_t, known.levels)
 
     def sample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
         ((z, _, _),) = deque(self._run(sample_shape), maxlen=1)
@@ -176,9 +182,8 @@ class DiffusionConditional(Conditional):
 
     @fusible
     def _step_from(self, z_t: Tensor, noise: Tensor, known: _Steps) -> tuple[Tensor, ...]:
-        """What the noise makes of z_t, and the law that this was drawn from."""
-        prediction = self.posterior.predict(z_t, known, self.context, self.statistics)
-        law = self.noise.step_back(prediction, z_t, known.levels)
+        """What the noise makes of z_t (*, *batch_shape, D), and the law that this was drawn from."""
+        law = self._law(z_t, known)
         return law.transform(noise), *law
 
     @fusible
