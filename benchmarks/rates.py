@@ -16,12 +16,10 @@ from torch import Tensor
 
 from ddvi import data, runs
 from ddvi.composition import Observations, build_model, make_phases
-from ddvi.fusing import fuses
 from ddvi.labels import choose_labelled
 from ddvi.model import LatentVariableModel
 from ddvi.objectives.base import Labelled, Objective
 from ddvi.randomness import generator, seeded
-from ddvi.recording import recorder
 from ddvi.schedule import Phase, Schedule
 from ddvi.settings import SEMI, Settings, resolve
 from ddvi.training import Trainer
@@ -117,10 +115,8 @@ class Subject:
         phases = (Phase(epochs, self.objective),)
         schedule = Schedule(phases, settings.batch_size, _LEARNING_RATE, "constant", settings.clip_norm)
         part = self.images.x[:examples]
-        how = recorder(graphs, self.fabric.device)
-        options: dict[str, Any] = {"fabric": self.fabric, "labelled": self.labelled, "recorder": how}
-        options["fuses"] = fuses(settings.compile, self.fabric.device)
-        return Trainer(self.model, schedule, part, listener=clock, **options)
+        options: dict[str, Any] = {"fabric": self.fabric, "labelled": self.labelled, "compiles": settings.compile}
+        return Trainer(self.model, schedule, part, listener=clock, graphs=graphs, **options)
 
     def train_one_step(self) -> None:
         """A whole step of the loop, on one batch."""

@@ -10,7 +10,6 @@ from ddvi.composition import Observations, build_model, make_phases
 from ddvi.devices import choose_device
 from ddvi.fusing import fuses, fusible, fusing
 from ddvi.randomness import seeded
-from ddvi.recording import recorder
 from ddvi.schedule import Phase, Schedule
 from ddvi.settings import resolve
 from ddvi.training import Trainer
@@ -24,7 +23,7 @@ COMPOSITIONS = [
 ]
 
 
-def trainer(method, options, device="cpu", fuses=False, recorded=False, steps=3):
+def trainer(method, options, device="cpu", compiles=False, graphs=False, steps=3):
     """Of a small model, over random images."""
     settings = resolve("mnist", method, "pinwheel", {**TINY, **options})
     with seeded(0, "model"):
@@ -33,8 +32,7 @@ def trainer(method, options, device="cpu", fuses=False, recorded=False, steps=3)
     fabric = Fabric(accelerator=device, devices=1, precision="64-true")
     model = model.double()
     schedule = Schedule((Phase(2, make_phases(settings)[-1].objective),), 4, 1e-3)
-    how = recorder(recorded, fabric.device)
-    return Trainer(model, schedule, x, fabric=fabric, recorder=how, fuses=fuses)
+    return Trainer(model, schedule, x, fabric=fabric, graphs=graphs, compiles=compiles)
 
 
 def weights(trained):
@@ -56,12 +54,13 @@ class Traced:
 @pytest.mark.parametrize(("method", "options"), COMPOSITIONS)
 def test_fused_steps_give_the_weights_of_plain_ones(method, options, monkeypatch):
     traced = Traced()
+    monkeypatch.setattr("ddvi.training.fuses", lambda wanted, device: wanted)  # on a CPU too
     monkeypatch.setattr("ddvi.training.fusing", lambda fuses: fusing(fuses, traced))
     plain = weights(trainer(method, options))
     assert not traced.graphs
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        torch.testing.assert_close(weights(trainer(method, options, fuses=True)), plain, rtol=0, atol=1e-10)
+        torch.testing.assert_close(weights(trainer(method, options, compiles=True)), plain, rtol=0, atol=1e-10)
     assert traced.graphs > 2
 
 

@@ -7,6 +7,7 @@ import signal
 import warnings
 from dataclasses import dataclass
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -96,7 +97,8 @@ def make(method, overrides, recorder, path=None, listener=None, phases=None, fab
         model = build_model(settings, Observations((12,), "bernoulli", "binarise", parts=3, maximum=1.0))
     labelled = Labelled(x[:10], label) if settings.semi_supervised else None
     schedule = Schedule(phases or make_phases(settings), 16, settings.lr, clip_norm=settings.clip_norm)
-    return Trainer(model, schedule, x, x[:8], path, fabric, listener, labelled, recorder=recorder)
+    with mock.patch("ddvi.training.recorder", return_value=recorder):
+        return Trainer(model, schedule, x, x[:8], path, fabric, listener, labelled)
 
 
 def weights(trainer):

@@ -25,7 +25,6 @@ from ddvi.devices import make_fabric
 from ddvi.errors import InputError
 from ddvi.files import check_file
 from ddvi.fitted import FittedPosterior
-from ddvi.fusing import fuses
 from ddvi.likelihoods import FixedLikelihood
 from ddvi.model import LatentVariableModel
 from ddvi.objectives.base import Objective
@@ -48,7 +47,6 @@ from ddvi.own import (
 )
 from ddvi.posteriors.base import Posterior, PosteriorMaker
 from ddvi.randomness import derive_seed, seeded
-from ddvi.recording import recorder
 from ddvi.schedule import Phase, Schedule
 from ddvi.settings import Settings, convert
 from ddvi.supports import Bijection, section
@@ -388,10 +386,9 @@ class Inference:
         seed = derive_seed(self.settings.seed, "fit", before) if before else self.settings.seed
         schedule = Schedule((Phase(passes, objective, frozen),), batch_size, lr, seed=seed)
         data: dict[str, Any] = {"validation_x": validation, "train_z": z, "validation_z": validation_z}
+        options = {"graphs": self.settings.graphs, "compiles": self.settings.compile}
         fabric = self._place()
-        data["recorder"] = recorder(self.settings.graphs, fabric.device)
-        data["fuses"] = fuses(self.settings.compile, fabric.device)
-        trainer = Trainer(self.model, schedule, x, fabric=fabric, listener=listener, **data)
+        trainer = Trainer(self.model, schedule, x, fabric=fabric, listener=listener, **options, **data)
         try:
             with fast_products(fabric.device):
                 trainer.fit()

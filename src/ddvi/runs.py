@@ -80,9 +80,7 @@ def _train(
 
     from ddvi import checkpoint, data
     from ddvi.composition import build_model, make_schedule, observe
-    from ddvi.fusing import fuses
     from ddvi.randomness import seeded
-    from ddvi.recording import recorder
     from ddvi.training import Trainer
 
     folder, say = settings.folder, listener.message if listener else _silent
@@ -116,8 +114,8 @@ def _train(
     schedule = make_schedule(fitted)
     trainer = Trainer(
         *(model, schedule, train_x, validation_x, folder / CHECKPOINT, fabric, watcher, labelled),
-        recorder=recorder(settings.graphs, fabric.device),
-        fuses=fuses(settings.compile, fabric.device),
+        graphs=settings.graphs,
+        compiles=settings.compile,
     )
     watcher.trainer = trainer
     if not resume and fabric.is_global_zero:

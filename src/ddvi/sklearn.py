@@ -28,13 +28,11 @@ from ddvi.composition import build_model, make_schedule, observe
 from ddvi.data import Dataset, split_validation
 from ddvi.devices import make_fabric
 from ddvi.errors import InputError, check_name
-from ddvi.fusing import fuses
 from ddvi.likelihoods import ExponentialFamily, means
 from ddvi.model import LatentVariableModel
 from ddvi.objectives.base import Labelled
 from ddvi.preprocessing import AsIs, Standardise
 from ddvi.randomness import alike, seeded
-from ddvi.recording import recorder
 from ddvi.settings import FIELDS, SEMI, Settings, resolve
 from ddvi.training import Trainer
 
@@ -156,8 +154,8 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         trainer = Trainer(
             *(model, make_schedule(settings), x[rows], x[out] if held_out else None, None, fabric),
             labelled=labelled,
-            recorder=recorder(settings.graphs, fabric.device),
-            fuses=fuses(settings.compile, fabric.device),
+            graphs=settings.graphs,
+            compiles=settings.compile,
         )
         with fast_products(fabric.device):
             self.history_: list[dict[str, Any]] = trainer.fit()

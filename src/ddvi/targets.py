@@ -30,7 +30,6 @@ from ddvi.arithmetic import fast_products
 from ddvi.devices import make_fabric
 from ddvi.errors import InputError
 from ddvi.files import check_file
-from ddvi.fusing import fuses
 from ddvi.likelihoods import Likelihood
 from ddvi.model import LatentVariableModel
 from ddvi.objectives.base import Objective
@@ -41,7 +40,6 @@ from ddvi.posteriors.base import Posterior, PosteriorMaker
 from ddvi.posteriors.gaussian import GaussianHead
 from ddvi.priors import Prior, StandardGaussian
 from ddvi.randomness import derive_seed, seeded
-from ddvi.recording import recorder
 from ddvi.schedule import Phase, Schedule
 from ddvi.settings import Settings, convert
 from ddvi.supports import Bijection, section
@@ -247,10 +245,8 @@ class Target:
         phase = Phase(passes, objective, frozenset({"likelihood", "prior"}))
         schedule = Schedule((phase,), batch_size, convert("lr", lr), seed=seed)
         nothing = torch.zeros(rows, 1)  # observations that say nothing
-        fabric, settings = self._fabric, self.settings
-        data: dict[str, Any] = {"train_z": z, "recorder": recorder(settings.graphs, fabric.device)}
-        data["fuses"] = fuses(settings.compile, fabric.device)
-        trainer = Trainer(self.model, schedule, nothing, fabric=fabric, listener=listener, **data)
+        options: dict[str, Any] = {"graphs": self.settings.graphs, "compiles": self.settings.compile}
+        trainer = Trainer(self.model, schedule, nothing, fabric=self._fabric, listener=listener, train_z=z, **options)
         try:
             with fast_products(self._fabric.device):
                 trainer.fit()

@@ -26,12 +26,12 @@ from torch import Tensor
 from ddvi import checkpoint
 from ddvi.drawn import unchecked
 from ddvi.errors import InputError, TrainingError
-from ddvi.fusing import fusing
+from ddvi.fusing import fuses, fusing
 from ddvi.model import LatentVariableModel
 from ddvi.objectives.base import Labelled
 from ddvi.processes import Processes
 from ddvi.randomness import generator, random_state, seeded, set_random_state, sharded
-from ddvi.recording import Recorder
+from ddvi.recording import recorder
 from ddvi.schedule import Schedule
 from ddvi.steps import Outcome, Steps, TrainingData
 
@@ -87,9 +87,9 @@ class Trainer:
             them with replacement.
         train_z: the latents (N, D) that training data was simulated from, where they are known.
         validation_z: the same of the held-out examples.
-        recorder: records the kernels of a step, which are then launched as one, see `ddvi.recording`; on a single CUDA
-            device, for models that change by nothing that Python does beside them. None launches them one by one.
-        fuses: compile the small operations of a chain, see `ddvi.fusing`.
+        graphs: on a single CUDA device, record the kernels of a step and launch them as one, see `ddvi.recording`; for
+            models that change by nothing that Python does beside them.
+        compiles: on CUDA, fuse the small operations of a chain, see `ddvi.fusing`.
 
     Raises:
         InputError: a batch larger than the data; a fabric of several devices that isn't launched.
@@ -115,8 +115,8 @@ class Trainer:
         labelled: Labelled | None = None,
         train_z: Tensor | None = None,
         validation_z: Tensor | None = None,
-        recorder: Recorder | None = None,
-        fuses: bool = False,
+        graphs: bool = False,
+        compiles: bool = False,
     ) -> None:
         if schedule.batch_size > len(train_x):
             raise InputError(
@@ -135,9 +135,10 @@ class Trainer:
         )
         self.labelled: Labelled | None = labelled and Labelled(here(labelled.x), here(labelled.label))
         training_data = TrainingData(self.train_x, train_z, self.labelled)
-        self.steps: Steps = Steps(model, training_data, schedule, self.fabric, self.processes, recorder)
+        how = recorder(graphs, self.fabric.device)
+        self.steps: Steps = Steps(model, training_data, schedule, self.fabric, self.processes, how)
         self.path = path
-        self.fuses = fuses
+        self.fuses: bool = fuses(compiles, self.fabric.device)
         self.listener: Listener | None = listener if self.processes.first else None
         self.state: State = State()
         self.steps_per_epoch: int = math.ceil(len(train_x) / schedule.batch_size)
