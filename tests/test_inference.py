@@ -379,6 +379,38 @@ def test_a_prior_with_parameters_learns_and_is_saved(tmp_path):
     assert torch.equal(loaded.prior.location, learnt.prior.location)
 
 
+class Fussy:
+    """Of three numbers, as only its own code knows."""
+
+    def sample(self, z):
+        return likelihood(z).sample()
+
+    def log_prob(self, x, z):
+        return -(z @ DECODER.T - x).square().sum(-1)
+
+
+def test_a_fit_that_is_refused_leaves_nothing_behind():
+    fresh = ddvi.Inference(prior(), Fussy())
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        fresh.fit(torch.zeros(4, 4))
+    with pytest.raises(InputError, match="nothing has been learnt yet"):
+        fresh.posterior(torch.zeros(2, 4))
+    simulated = ddvi.Inference()
+    with pytest.raises(InputError, match="epochs=0"):
+        simulated.fit_simulations((torch.randn(50, 3), torch.randn(50, 2)), epochs=0)
+    assert simulated.fit_simulations((torch.randn(50, 2), torch.randn(50, 2)), epochs=1).bijection.size == 2
+
+
+def test_arrays_of_any_width_and_byte_order_are_read():
+    for kind in (">f8", ">f4", ">i4", "longdouble"):
+        assert as_tensor(np.array([[1, 2]], dtype=kind)).tolist() == [[1, 2]]
+
+
+def test_what_was_learnt_of_counts_answers_for_numbers_below_zero():
+    learnt = inference().fit(torch.randint(0, 5, (20, 3)).double(), epochs=1)
+    assert learnt.posterior(torch.full((1, 3), -2.0)).sample().isfinite().all()
+
+
 MISTAKES = {
     "no examples": (lambda: inference().fit(np.zeros((0, 3))), r"holds no examples; give \(N, \*event\)"),
     "not finite": (lambda: inference().fit([[0.0, math.nan, 1.0]]), r"1 NaN or infinite values, the first at \(0, 1\)"),
@@ -396,6 +428,11 @@ MISTAKES = {
         r"validation has examples of shape \(2,\)",
     ),
     "epochs": (lambda: inference().fit(torch.zeros(4, 3), epochs=0), "epochs=0 must be at least 1"),
+    "no rate": (lambda: inference().fit(torch.zeros(4, 3), lr=None), "lr=None is not a number"),
+    "endless": (lambda: inference().fit(torch.zeros(4, 3), epochs=math.inf), "epochs=inf is not a whole number"),
+    "too large": (
+        lambda: inference().fit(np.array([[1e300, 0.0, 1.0]])), r"1 values too large for .*float32, the first at \(0, 0\)"
+    ),
     "not yet": (lambda: inference().posterior(torch.zeros(1, 3)), "nothing has been learnt yet"),
     "one example": (
         lambda: inference().fit(torch.zeros(4, 3), epochs=1).posterior(torch.zeros(3)), r"one example is x\[None\]"

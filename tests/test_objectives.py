@@ -425,6 +425,7 @@ def test_warm_up_of_a_guided_posterior_sees_features_alone():
         (lambda: WakeSleep(sleep_steps=-1), "sleep_steps=-1"),
         (lambda: WakeSleep(levels=0), "levels=0"),
         (lambda: Sleep(levels=0), "levels=0 is impossible in Sleep"),
+        (lambda: WarmUp(levels=0), "levels=0 is impossible in WarmUp"),
         (lambda: ReweightedWakeSleep(resampled=0), "resampled=0"),
         (lambda: ReweightedWakeSleep(decoded=0), "decoded=0"),
         (lambda: MarginalLikelihood(samples=0), "samples=0 is impossible in MarginalLikelihood"),

@@ -189,16 +189,31 @@ def test_held_out_examples_are_in_the_history(iris):
     assert [np.isfinite(row["validation_bound"]) for row in history] == [True, True]
 
 
+def test_few_labels_are_not_held_out(iris):
+    y = np.full(len(iris[0]), -1)
+    y[:2] = 0, 1
+    for seed in range(4):
+        assert len(make(epochs=1, validation_fraction=0.5, random_state=seed).fit(iris[0], y).classes_) == 2
+
+
+def test_a_column_that_single_precision_would_flatten_is_refused(iris):
+    X = iris[0].copy()
+    X[:, 1] += 1e9
+    with pytest.raises(InputError, match="column 1 of X varies too little around 1e.09.* subtract its mean first"):
+        make().fit(X)
+
+
 MISTAKES = {
     "method": ({"method": "vea"}, "did you mean 'vae'"),
     "prior": ({"prior": "pinweel"}, "did you mean 'pinwheel'"),
-    "components": ({"prior": "pinwheel", "n_components": 1}, "lives in the plane"),
+    "components": ({"prior": "pinwheel", "n_components": 1}, "too small for the prior pinwheel; use at least 2"),
     "likelihood": ({"likelihood": "poisson"}, "needs whole numbers from 0 on"),
     "epochs": ({"epochs": 0}, "epochs=0 must be at least 1"),
     "draws": ({"n_draws": 0}, "n_draws=0 is impossible"),
     "fraction": ({"validation_fraction": 0.7}, "give 0 to 0.5"),
     "twice": ({"settings": {"lr": 1e-3}}, "a parameter of DDVI"),
     "setting": ({"settings": {"step": 3}}, "did you mean 'steps'"),
+    "a run's": ({"settings": {"decoder": "runs/vae"}}, "'decoder', which is for the runs of ddvi train alone"),
     "settings": ({"settings": "steps=3"}, "is no mapping; give a dictionary"),
     "half a component": ({"n_components": 2.5}, "latent_size=2.5 is not a whole number"),
 }

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ddvi import cli, folders, study
@@ -117,6 +118,16 @@ def test_stored_studies_and_files(tmp_path: Path) -> None:
 
 
 # Refusals
+
+
+def test_files_that_would_share_a_folder_are_told_apart(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "data.npy", np.eye(8))
+    both = f"{tmp_path}/first/data.npy,{tmp_path}/second/data.npy"
+    with pytest.raises(InputError, match=r"data\.npy' and .* would share the folder .*; rename one of them"):
+        study.read([both, "vae", "gaussian", f"out={tmp_path}/study"])
+    assert len(study.read(["digits,digits", "vae", "gaussian", f"out={tmp_path}/study"]).members) == 1
 
 
 @pytest.mark.parametrize(

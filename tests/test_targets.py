@@ -208,12 +208,36 @@ def test_saved_and_loaded_it_answers_the_same(tmp_path):
     loaded = ddvi.Target.load(path, gaussian)
     assert torch.equal(loaded.posterior().sample((5,), seed=1), target.posterior().sample((5,), seed=1))
     assert loaded.history == target.history
-    with pytest.raises(InputError, match="was learnt without posterior"):
-        ddvi.Target.load(path, gaussian, posterior=GaussianPosterior)
+    for given in ({"posterior": GaussianPosterior}, {"objective": ddvi.ELBO()}, {"support": constraints.positive}):
+        with pytest.raises(InputError, match=f"was learnt without {next(iter(given))}=; give load what Target"):
+            ddvi.Target.load(path, gaussian, **given)
     with pytest.raises(InputError, match="holds no inference that was saved"):
         ddvi.Inference.load(path)
     with pytest.raises(InputError, match="there is no file"):
         ddvi.Target.load(tmp_path / "nothing", gaussian)
+
+
+def test_objects_that_a_file_cannot_hold_are_asked_for_again(tmp_path):
+    given = {"support": constraints.positive, "objective": ddvi.LogVariance(8)}
+    ddvi.Target(lambda z: -z.sum(-1), 2, **given, **SMALL).save(tmp_path / "target")
+    for name in given:
+        fewer = {other: value for other, value in given.items() if other != name}
+        with pytest.raises(InputError, match=f"was learnt with {name}=; give load what Target was given"):
+            ddvi.Target.load(tmp_path / "target", lambda z: -z.sum(-1), **fewer)
+
+
+def test_a_learned_noising_process_needs_nothing_else():
+    assert ddvi.Target(gaussian, 2, noise="learned", steps=2).fit(3).history
+
+
+def test_draws_that_torch_would_refuse_are_without_mass():
+    """Of a distribution with a scale that overflows for the farthest draws of a broad base."""
+    density = lambda z: Normal(0.0, z.exp()).log_prob(torch.tensor(1.0)).sum(-1) - (z / 50).square().sum(-1) / 2  # noqa: E731
+    target = ddvi.Target(density, 1, scale=26.0, steps=2).fit(20)
+    assert target.posterior().log_evidence(20_000, seed=1).samples == 20_000
+    target.fit_annealed(300, moves=2, steps=5)
+    with pytest.raises(InputError, match="NaN or"):
+        ddvi.Target(density, 1, scale=100.0)
 
 
 def test_the_same_seed_learns_the_same_and_the_callers_state_stays():
@@ -238,9 +262,12 @@ def test_the_same_seed_learns_the_same_and_the_callers_state_stays():
         (lambda: ddvi.Target(gaussian, 2, "ddvi", stepz=3), "did you mean 'steps'"),
         (lambda: ddvi.Target(gaussian, 2).fit(0), "at least 1"),
         (lambda: ddvi.Target(gaussian, 2).fit_annealed(10), "doesn't fit 10 particles"),
+        (lambda: ddvi.Target(gaussian, 2).fit_annealed(steps=0), "steps=0 is too few"),
+        (lambda: ddvi.Target(gaussian, 2).fit_annealed(lr=-1), "lr=-1 must be above 0"),
         (lambda: ddvi.Target(gaussian, 2).posterior().log_prob(torch.zeros(3)), "is needed"),
         (lambda: ddvi.Target(gaussian, 2).posterior().weighted(1), "at least 2"),
-        (lambda: ddvi.LogVariance(1), "at least 2"),
+        (lambda: ddvi.LogVariance(1), "samples=1 is impossible in LogVariance; give 2 or more"),
+        (lambda: ddvi.Reweighted(levels=0), "levels=0 is impossible in Reweighted"),
         (lambda: ddvi.Reweighted(prior_share=1.0), "below 1"),
         (lambda: ddvi.Tempered(ddvi.ELBO(), rise=0.0), "correct them"),
     ],

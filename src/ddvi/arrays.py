@@ -34,13 +34,12 @@ def as_tensor(values: Any, what: str = "x") -> Tensor:
         raise InputError(f"{what} is {kind}, but real numbers in a dense array are needed; convert it first")
     if not tensor.is_floating_point():
         return tensor.to(torch.uint8 if tensor.dtype == torch.bool else torch.int64)
-    bad = ~tensor.isfinite()
-    if bad.any():
-        first = tuple(bad.nonzero()[0].tolist())
-        raise InputError(
-            f"{what} has {int(bad.sum()):,} NaN or infinite values, the first at {first}; remove or replace them"
-        )
-    return tensor.to(torch.get_default_dtype())
+    kept = tensor.to(torch.get_default_dtype())
+    for kind, checked in (("NaN or infinite values", tensor), (f"values too large for {kept.dtype}", kept)):
+        if (bad := ~checked.isfinite()).any():
+            first = tuple(bad.nonzero()[0].tolist())
+            raise InputError(f"{what} has {int(bad.sum()):,} {kind}, the first at {first}; remove or replace them")
+    return kept
 
 
 def _tensor(values: Any, what: str) -> Tensor | None:
@@ -60,7 +59,8 @@ def _tensor(values: Any, what: str) -> Tensor | None:
         return None
     if values.dtype.kind not in "biuf":
         raise InputError(f"{what} has dtype {values.dtype}, but real numbers are needed; convert it, as to float32")
-    return torch.from_numpy(np.array(values, copy=True))
+    native = np.float64 if values.dtype.itemsize > 8 else values.dtype.newbyteorder("=")  # all that torch knows
+    return torch.from_numpy(np.array(values, dtype=native, copy=True))
 
 
 def _is_batch(value: Any) -> bool:

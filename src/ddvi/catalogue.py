@@ -39,7 +39,7 @@ OBJECTIVES: dict[str, str] = {
     "elbo": "the evidence lower bound, differentiated through the draws",
     "importance_weighted": "the importance-weighted bound with K = samples draws",
     "wake_sleep": "the paper's alternation of one ELBO step and sleep_steps steps on fantasies",
-    "reweighted_wake_sleep": "K = samples draws reweighted, one resampled, plus fantasies; no gradient through draws",
+    "reweighted_wake_sleep": "K = samples draws weighed and some resampled, plus fantasies; no gradient through draws",
     "marginal_likelihood": "log p(x) by draws of the prior, which needs no posterior; for D = 2",
     "adversarial": "reconstruction, and a discriminator between encoded data and the prior (aae alone)",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple, final
 
 import torch
@@ -76,15 +76,15 @@ class FittedPosterior:
 
     def sample(self, sample_shape: tuple[int, ...] = (), seed: int | None = None) -> Tensor:
         """Draws z ~ q(z | x): (*sample_shape, B, *latent)."""
-        with self._drawing(seed):
-            conditional, sizes = self.conditional, self._sizes(_count(sample_shape))
+        with self.drawing(seed):
+            conditional, sizes = self.conditional, self.sizes(_count(sample_shape))
             draws = [self.bijection(conditional.sample((size,))) for size in sizes]
         return torch.cat(draws).unflatten(0, sample_shape) if sample_shape else draws[0][0]
 
     def predictive(self, sample_shape: tuple[int, ...] = (), seed: int | None = None) -> Tensor:
         """Draws of new observations, z ~ q(z | x), x' ~ p(x' | z): (*sample_shape, B, *event)."""
-        with self._drawing(seed):
-            conditional, sizes = self.conditional, self._sizes(_count(sample_shape))
+        with self.drawing(seed):
+            conditional, sizes = self.conditional, self.sizes(_count(sample_shape))
             draws = [sample(self.model.likelihood(conditional.sample((size,)))) for size in sizes]
         return torch.cat(draws).unflatten(0, sample_shape) if sample_shape else draws[0][0]
 
@@ -114,7 +114,7 @@ class FittedPosterior:
             raise InputError(f"log q with its standard error needs at least {least} samples, not {samples}")
         u = self.bijection.checked_inverse(z)
         batches = u.reshape(-1, self.count, self.bijection.size)
-        with self._drawing(seed):
+        with self.drawing(seed):
             parts = batches.split(max(1, _ROWS_AT_ONCE // (samples * self.count)))
             conditional = self.conditional
             scored = [conditional.log_prob(part, samples) for part in parts]
@@ -148,21 +148,21 @@ class FittedPosterior:
             raise InputError(f"a bound with its standard error needs at least 2 samples, not {samples}")
         if not self.model.posterior.has_density:
             self.conditional.log_ratio(self.x)  # refuses, and says why
-        with self._drawing(seed):
+        with self.drawing(seed):
             conditional = self.conditional
-            draws = [self.model.weigh(self.x, conditional.draw((size,))) for size in self._sizes(samples)]
+            draws = [self.model.weigh(self.x, conditional.draw((size,))) for size in self.sizes(samples)]
             return torch.cat([weights.log_weight() for weights in draws])
 
-    def _sizes(self, samples: int) -> list[int]:
+    def sizes(self, samples: int) -> list[int]:
         """`samples` in portions that fit into memory."""
         portion = max(1, _ROWS_AT_ONCE // self.count)
         return [portion] * (samples // portion) + [samples % portion] * (samples % portion > 0) or [0]
 
     @contextlib.contextmanager
-    def _drawing(self, seed: int | None) -> Iterator[None]:
-        own: Callable[[], contextlib.AbstractContextManager[None]]
-        own = contextlib.nullcontext if seed is None else lambda: seeded(seed, "posterior")
-        with torch.no_grad(), unchecked(), own():
+    def drawing(self, seed: int | None, what: str = "posterior") -> Iterator[None]:
+        """A block that draws `what`: without gradients, and with a seed from random numbers of its own."""
+        own = contextlib.nullcontext() if seed is None else seeded(seed, what)
+        with torch.no_grad(), unchecked(), own:
             yield
 
 

@@ -6,10 +6,11 @@ bijection z(u). The posterior, its objective and the loop are those of every oth
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self, final
 
@@ -18,13 +19,13 @@ from torch import Tensor, nn
 from torch.distributions.constraints import Constraint
 
 from ddvi import checkpoint
-from ddvi.arithmetic import fast_products
 from ddvi.arrays import as_tensor
 from ddvi.composition import make_objective
 from ddvi.devices import make_fabric
 from ddvi.errors import InputError
 from ddvi.files import check_file
 from ddvi.fitted import FittedPosterior
+from ddvi.learning import learn
 from ddvi.likelihoods import FixedLikelihood
 from ddvi.model import LatentVariableModel
 from ddvi.objectives.base import Objective
@@ -33,6 +34,7 @@ from ddvi.own import (
     are_counts,
     bijection_of,
     build,
+    check_given,
     check_latents,
     check_scored,
     default_encoder,
@@ -50,7 +52,7 @@ from ddvi.randomness import derive_seed, seeded
 from ddvi.schedule import Phase, Schedule
 from ddvi.settings import Settings, convert
 from ddvi.supports import Bijection, section
-from ddvi.training import Listener, Trainer
+from ddvi.training import Listener
 
 _STEPS = 4000  # of training, unless epochs says otherwise
 
@@ -173,18 +175,15 @@ class Inference:
         """
         if self.prior is None:
             raise InputError("data alone can't be learnt from without a prior and a likelihood; use fit_simulations")
-        train, held_out, _, _ = split(as_tensor(x), None, validation, self.settings.seed)
-        before = self._model
-        self._prepare(train)
-        try:
+        how = _how(epochs, batch_size, lr)
+        objective = self._objective if isinstance(self._objective, Objective) else make_objective(self.settings)
+        with self._undone_unless_sound():
+            train, held_out, _, _ = split(as_tensor(x), None, validation, self.settings.seed)
+            self._prepare(train)
             for part in (train, held_out):
                 if part is not None:
                     check_scored(self.model, self.likelihood, part)
-        except InputError:
-            self._model = before
-            raise
-        objective = self._objective if isinstance(self._objective, Objective) else make_objective(self.settings)
-        return self._train(objective, train, held_out, epochs, batch_size, lr, listener)
+        return self._train(objective, train, held_out, how, listener)
 
     def fit_simulations(
         self,
@@ -210,8 +209,8 @@ class Inference:
             listener: who watches.
 
         Raises:
-            InputError: pairs or settings can't be used.
-            TrainingError: as `fit`.
+            InputError: pairs or settings can't be used; nothing has changed by then.
+            Interrupted, TrainingError: as `fit`.
 
         Example:
             >>> def simulate(count):
@@ -228,18 +227,18 @@ class Inference:
         objective = objective if isinstance(objective, Sleep) else Sleep(self.settings.sleep_levels or None)
         if source is None and self.prior is None:
             raise InputError("there is nothing to simulate: give source, or a prior and a likelihood to Inference")
+        how = _how(epochs, batch_size, lr)
         seed, fresh = self.settings.seed, source is None or callable(source)
         with seeded(seed, "simulations", len(self.history)):
             made = joint(self.prior, self.likelihood) if source is None else source
             z, x = pairs(made, count) if callable(made) else pair(made)
-        bijection = self._bijection or bijection_of(None, self.support, z)
-        train, held_out, u, held_out_u = split(x, unconstrained(z, bijection), validation, seed)
-        self._bijection = bijection
-        self._prepare(train)
+        with self._undone_unless_sound():
+            self._bijection = self._bijection or bijection_of(None, self.support, z)
+            train, held_out, u, held_out_u = split(x, unconstrained(z, self._bijection), validation, seed)
+            self._prepare(train)
         if callable(source):
             objective = dataclasses.replace(objective, simulate=lambda count: self._fresh(source, count))
-        data = train, held_out, epochs, batch_size, lr, listener, None if fresh else u, held_out_u
-        return self._train(objective, *data)
+        return self._train(objective, train, held_out, how, listener, None if fresh else u, held_out_u)
 
     def posterior(self, x: Any) -> FittedPosterior:
         """q(z | x) of observations (B, *event).
@@ -261,7 +260,7 @@ class Inference:
             "event_shape": list(self._event_shape),
             "counts": self._counts,
             "latents": [list(section.shape) for section in self.bijection.parts],
-            "given": self._objects(),
+            "given": self._objects,
             "history": self.history,
         }
         tensors = {f"model/{name}": value for name, value in self._learnt(self.model).items()}
@@ -290,15 +289,13 @@ class Inference:
         """
         path = Path(path)
         tensors, facts = checkpoint.load_saved(path, "inference", "Inference.save")
+        there = _objects(prior, encoder, support, posterior, objective, train_likelihood)
+        check_given(path, "Inference", facts["given"], there)
         named = facts["settings"]
         method, bound = named.pop("posterior"), named.pop("objective")
         parts = posterior or method, objective or bound
         options = {"encoder": encoder, "support": support, "train_likelihood": train_likelihood, "device": device}
         inference = cls(prior, likelihood, *parts, **options, **named)
-        for name, there in inference._objects().items():
-            if there != facts["given"][name]:
-                verb = "was learnt without" if there else "was learnt with"
-                raise InputError(f"{path} {verb} {name}=; give load what Inference was given")
         latents = [torch.Size(shape) for shape in facts["latents"]]
         bijection = inference._bijection or Bijection([section(support, latents[0], "z")])
         if [part.shape for part in bijection.parts] != latents:
@@ -316,16 +313,21 @@ class Inference:
         inference._place()
         return inference
 
+    @property
     def _objects(self) -> dict[str, bool]:
-        """Which objects a file can't hold were given."""
-        return {
-            "prior": self.prior is not None,
-            "encoder": self.encoder is not None,
-            "support": self.support is not None,
-            "posterior": not isinstance(self._given, str),
-            "objective": not isinstance(self._objective, str),
-            "train_likelihood": self.train_likelihood,
-        }
+        posterior, objective = (None if isinstance(given, str) else given for given in (self._given, self._objective))
+        return _objects(self.prior, self.encoder, self.support, posterior, objective, self.train_likelihood)
+
+    @contextlib.contextmanager
+    def _undone_unless_sound(self) -> Iterator[None]:
+        """A block that makes ready for training; should it fail, all is as it was."""
+        names = ("_model", "_bijection", "_event_shape", "_counts")
+        before = {name: getattr(self, name) for name in names}
+        try:
+            yield
+        except BaseException:
+            vars(self).update(before)
+            raise
 
     def _learnt(self, model: LatentVariableModel) -> dict[str, Tensor]:
         """The weights that belong into a file."""
@@ -370,31 +372,21 @@ class Inference:
         objective: Objective,
         x: Tensor,
         validation: Tensor | None,
-        epochs: int | None,
-        batch_size: int,
-        lr: float,
+        how: tuple[int | None, int, float],
         listener: Listener | None,
         z: Tensor | None = None,
         validation_z: Tensor | None = None,
     ) -> Self:
-        batch_size, lr = convert("batch_size", batch_size), convert("lr", lr)
+        epochs, batch_size, lr = how
         x, z = filled(x, batch_size), None if z is None else filled(z, batch_size)
-        usual = math.ceil(_STEPS / math.ceil(len(x) / batch_size))
-        passes: int = usual if epochs is None else convert("epochs", epochs)
+        passes = epochs or math.ceil(_STEPS / math.ceil(len(x) / batch_size))
         frozen = frozenset[str]() if self.train_likelihood else frozenset({"likelihood"})
         before = len(self.history)
         seed = derive_seed(self.settings.seed, "fit", before) if before else self.settings.seed
         schedule = Schedule((Phase(passes, objective, frozen),), batch_size, lr, seed=seed)
         data: dict[str, Any] = {"validation_x": validation, "train_z": z, "validation_z": validation_z}
-        options = {"graphs": self.settings.graphs, "compiles": self.settings.compile}
-        fabric = self._place()
-        trainer = Trainer(self.model, schedule, x, fabric=fabric, listener=listener, **options, **data)
-        try:
-            with fast_products(fabric.device):
-                trainer.fit()
-        finally:
-            self.model.eval()
-            self.history += [row | {"epoch": before + row["epoch"]} for row in trainer.state.history]
+        where = self.history, self._place(), self.settings
+        learn(self.model, schedule, x, *where, listener=listener, **data)
         return self
 
     def _fresh(self, source: Callable[[int], Any], count: int) -> tuple[Tensor, Tensor]:
@@ -403,3 +395,16 @@ class Inference:
         self._check_shape(x)
         # One on the edge of the support is infinite here, and its step is skipped.
         return self.bijection.inverse(check_latents(z, self.bijection).to(self.bijection.location)), x
+
+
+def _how(epochs: int | None, batch_size: int, lr: float) -> tuple[int | None, int, float]:
+    """How to train, found sound; epochs None leaves them to the data."""
+    return None if epochs is None else convert("epochs", epochs), convert("batch_size", batch_size), convert("lr", lr)
+
+
+def _objects(
+    prior: Any, encoder: Any, support: Any, posterior: Any, objective: Any, train_likelihood: bool
+) -> dict[str, bool]:
+    """Which objects a file can't hold were given."""
+    objects = {"prior": prior, "encoder": encoder, "support": support, "posterior": posterior, "objective": objective}
+    return {name: given is not None for name, given in objects.items()} | {"train_likelihood": train_likelihood}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NoReturn, final
 
 import torch
@@ -36,9 +37,15 @@ _NETWORK = ("hidden_size", "dropout")
 
 
 def settings_of(
-    posterior: str | Posterior | PosteriorMaker, objective: str | Objective, given: Mapping[str, Any]
+    posterior: str | Posterior | PosteriorMaker, objective: str | Objective, given: Mapping[str, Any], **usual: Any
 ) -> Settings:
     """The settings that posterior and objective take, found sound, with the defaults of the method.
+
+    Args:
+        posterior: a name, a posterior, or what makes one.
+        objective: a name, or an objective.
+        given: what a user set.
+        usual: what differs from the method's defaults here.
 
     Raises:
         InputError: an unknown name, or a setting or value that posterior and objective don't take.
@@ -57,6 +64,7 @@ def settings_of(
         "prior_samples": 0,
         "variance_weight": 0.0,
         "graphs": False,
+        **usual,
         **given,
         "objective": named,
     }
@@ -75,6 +83,15 @@ def stored(settings: Settings, posterior: Any, objective: Any) -> dict[str, Any]
     names = _taken(settings.method, settings.objective, posterior, objective)
     named = {"posterior": settings.method, "objective": settings.objective}
     return named | {name: getattr(settings, name) for name in names}
+
+
+def check_given(path: Path, who: str, then: Mapping[str, bool], now: Mapping[str, bool]) -> None:
+    """Refuse to load what was learnt by `who` with other objects, which a file can't hold, than are given now."""
+    for name, there in now.items():
+        if there != then[name]:
+            raise InputError(
+                f"{path} was learnt {'with' if then[name] else 'without'} {name}=; give load what {who} was given"
+            )
 
 
 def _method_of(posterior: Posterior | PosteriorMaker) -> str:
@@ -194,7 +211,8 @@ class Inputs(nn.Module):
 
     def _rows(self, x: Tensor) -> Tensor:
         rows = x.reshape(len(x), -1)
-        return rows.log1p() if self.counts else rows
+        # Where x of another kind is given later, numbers below 0 have a place too.
+        return rows.abs().log1p() * rows.sign() if self.counts else rows
 
 
 _SCORED = 1000  # examples of which a likelihood is asked before it is learnt from

@@ -351,7 +351,7 @@ def convert(name: str, value: Any) -> Any:
         converted: Any = _BOOLEANS[str(value).lower()] if kind is bool else kind(value)
         if kind is int and not isinstance(value, str) and converted != value:
             raise ValueError
-    except (KeyError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise InputError(f"{name}={value} is not {_KINDS[kind]}: {name} is {field.metadata['meaning']}") from None
     if kind is str and "${" in converted:
         raise InputError(f"{name}={value} holds '${{', which config.yaml can't keep; rename the folder")
@@ -394,17 +394,14 @@ def _check_together(settings: Settings) -> None:
             f"warmup={settings.warmup} and freeze_decoder={settings.freeze_decoder} leave nothing of"
             f" epochs={settings.epochs}; give more epochs or less warm-up"
         )
-    if settings.warmup and settings.method != "ddvi":
+    if settings.warmup and not method.warms_up:
         raise InputError(
             f"warmup={settings.warmup} is the diffusion posterior's, not {settings.method}'s; leave it out"
         )
-    if (
-        settings.prior in ("pinwheel", "swiss_roll", "less_noisy_square", "gaussian_mixture")
-        and settings.latent_size < 2
-    ):
+    if settings.latent_size < (least := PRIORS[settings.prior].smallest_latent_size):
         raise InputError(
-            f"latent_size={settings.latent_size} is too small for the prior {settings.prior}, which lives in the plane;"
-            " use at least 2, or the gaussian prior"
+            f"latent_size={settings.latent_size} is too small for the prior {settings.prior}; use at least {least}, or"
+            " the gaussian prior"
         )
     if settings.data_root and not os.path.isdir(settings.data_root):
         raise InputError(f"data_root={settings.data_root} is not a folder; give one, or leave it out to download")

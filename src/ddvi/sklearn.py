@@ -33,11 +33,15 @@ from ddvi.model import LatentVariableModel
 from ddvi.objectives.base import Labelled
 from ddvi.preprocessing import AsIs, Standardise
 from ddvi.randomness import alike, seeded
-from ddvi.settings import FIELDS, SEMI, Settings, resolve
+from ddvi.settings import FIELDS, FREE_ON_RESUME, SEMI, Settings, resolve
 from ddvi.training import Trainer
 
 _ROWS_AT_ONCE = 50_000  # draws × examples
 _COUNTS = ("poisson", "negative_binomial", "categorical")
+_OF_RUNS = {*FREE_ON_RESUME, "decoder", "n_labels", "limit", "validation", "measured_on", "precision"} - {
+    *("graphs", "compile"),
+}
+"""Settings that nothing reads here."""
 _LARGEST_SEED = 2**31 - 1
 
 
@@ -145,6 +149,9 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         rows, out = split_validation(dataset, held_out, settings.seed)
         labelled = None
         if label is not None:
+            # Few may have a label, which is to be learnt from: the others are held out first.
+            order = torch.cat([out, rows])
+            out, rows = order[(label[order] >= 0).argsort(stable=True)].tensor_split([held_out])
             known = rows[label[rows] >= 0]
             labelled = Labelled(x[known], label[known])
         with seeded(settings.seed, "model"):
@@ -244,7 +251,8 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         for name in self.settings or {}:
             if name in given or name in ("seed", "prior", "method", "dataset"):
                 raise InputError(f"settings holds '{name}', which is a parameter of DDVI; give it there")
-            check_name("setting", name, FIELDS)
+            if check_name("setting", name, FIELDS) in _OF_RUNS:
+                raise InputError(f"settings holds '{name}', which is for the runs of ddvi train alone; leave it out")
         if not 0 <= self.validation_fraction <= 0.5:
             raise InputError(f"validation_fraction={self.validation_fraction} is impossible; give 0 to 0.5")
         if self.n_draws < 1:
@@ -276,7 +284,11 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         X = X if isinstance(X, np.ndarray) else X.toarray()
         if self.likelihood in _COUNTS and X.dtype.kind == "f" and (np.round(X) == X).all():
             X = X.astype(np.int64)
-        return as_tensor(X, "X")
+        x = as_tensor(X, "X")
+        if (lost := (x == x[0]).all(0).numpy() & (X[0] != X).any(0)).any():
+            which = f"column {int(lost.argmax())} of X varies too little around {X[0, lost.argmax()]:g}"
+            raise InputError(f"{which} for single precision, where it is constant; subtract its mean first")
+        return x
 
     def _prepared(self, X: Any) -> Tensor:
         """X as the model sees it, without anything random, in double precision."""

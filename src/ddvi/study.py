@@ -128,7 +128,12 @@ def read(words: Sequence[str]) -> Study:
     workers = _whole(options, "workers", 1, max(1, cores // _whole(options, "threads", 1, 1)))
     threads = _whole(options, "threads", 1, max(1, cores // workers) if launcher == "local" else 1)
     retries = _whole(options, "retries", 0, 1)
-    members = {member.settings.folder: member for grid in grids for member in _members(grid, threads, folder)}
+    members: dict[Path, Member] = {}
+    for member in (member for grid in grids for member in _members(grid, threads, folder)):
+        other = members.setdefault(member.settings.folder, member)
+        if other.settings.dataset != member.settings.dataset:
+            files = f"'{other.settings.dataset}' and '{member.settings.dataset}'"
+            raise InputError(f"{files} would share the folder {member.settings.folder}; rename one of them")
     return Study(list(members.values()), folder, launcher, workers, threads, retries, hydra)
 
 

@@ -13,7 +13,6 @@ those of `weighted` and of the objectives.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 from collections.abc import Callable
@@ -26,16 +25,17 @@ from torch.distributions.constraints import Constraint
 
 from ddvi import checkpoint
 from ddvi.annealing import anneal
-from ddvi.arithmetic import fast_products
 from ddvi.devices import make_fabric
+from ddvi.drawn import unchecked
 from ddvi.errors import InputError
 from ddvi.files import check_file
+from ddvi.learning import learn
 from ddvi.likelihoods import Likelihood
 from ddvi.model import LatentVariableModel
 from ddvi.objectives.base import Objective
 from ddvi.objectives.reweighted import Reweighted
 from ddvi.objectives.wake_sleep import Sleep
-from ddvi.own import assembled, settings_of, stored
+from ddvi.own import assembled, check_given, settings_of, stored
 from ddvi.posteriors.base import Posterior, PosteriorMaker
 from ddvi.posteriors.gaussian import GaussianHead
 from ddvi.priors import Prior, StandardGaussian
@@ -43,7 +43,7 @@ from ddvi.randomness import derive_seed, seeded
 from ddvi.schedule import Phase, Schedule
 from ddvi.settings import Settings, convert
 from ddvi.supports import Bijection, section
-from ddvi.training import Listener, Trainer
+from ddvi.training import Listener
 from ddvi.weighted import FittedTarget
 
 _STEPS_PER_EPOCH = 100
@@ -144,12 +144,14 @@ class Target:
         device: str = "cpu",
         **settings: Any,
     ) -> None:
-        self.objective: Objective = Reweighted() if objective is None else objective
+        self.objective: Objective = objective or Reweighted()
         for name in _IDLE:
             if name in settings:
                 raise InputError(f"{name} has no effect on a fixed target; leave it out")
         self._given = posterior
-        self.settings: Settings = settings_of(posterior, self.objective, {"seed": seed, "device": device, **settings})
+        self._objects = _objects(*(None if isinstance(posterior, str) else posterior, objective, support))
+        settings = {"seed": seed, "device": device, **settings}
+        self.settings: Settings = settings_of(posterior, self.objective, settings, prior_denoiser=False)
         shape = torch.Size([shape] if isinstance(shape, int) else shape)
         self.bijection: Bijection = Bijection([section(support, shape, "z")])
         """From unconstrained u (*, D) to z (*, *latent)."""
@@ -166,9 +168,8 @@ class Target:
         _check(self.model, log_joint, self.bijection)
 
     def _build(self, base: Prior) -> LatentVariableModel:
-        plain = dataclasses.replace(self.settings, prior_denoiser=False)
         factor = Factor(self.log_joint, self.bijection, base)
-        model = assembled(base, factor, self._given, Constant(), plain)
+        model = assembled(base, factor, self._given, Constant(), self.settings)
         if not model.posterior.has_density:
             raise InputError("this posterior has no density, and a fixed target is nothing else; take another one")
         if not isinstance(self._given, Posterior):
@@ -193,6 +194,7 @@ class Target:
         """
         if steps < 1:
             raise InputError(f"steps={steps} is too few; give at least 1")
+        lr = convert("lr", lr)
         rows = min(steps, _STEPS_PER_EPOCH)
         return self._train(self.objective, None, rows, math.ceil(steps / rows), 1, lr, listener)
 
@@ -223,9 +225,12 @@ class Target:
             InputError: an argument can't be used.
             Interrupted, TrainingError: as `fit`.
         """
+        if steps < 1:
+            raise InputError(f"steps={steps} is too few; give at least 1")
         if not 1 <= batch_size <= particles:
             raise InputError(f"batch_size={batch_size} doesn't fit {particles} particles; give 1 to {particles}")
-        with seeded(self.settings.seed, "anneal", len(self.history)):
+        lr = convert("lr", lr)
+        with seeded(self.settings.seed, "anneal", len(self.history)), unchecked():
             drawn = anneal(self.model, self.bijection.location.new_zeros(1, 1), particles, moves)
         passes = math.ceil(steps / math.ceil(particles / batch_size))
         return self._train(Sleep(), drawn.z, particles, passes, batch_size, lr, listener)
@@ -240,19 +245,12 @@ class Target:
         lr: float,
         listener: Listener | None,
     ) -> Self:
-        before = len(self.history)
-        seed = derive_seed(self.settings.seed, "fit", before)
+        seed = derive_seed(self.settings.seed, "fit", len(self.history))
         phase = Phase(passes, objective, frozenset({"likelihood", "prior"}))
-        schedule = Schedule((phase,), batch_size, convert("lr", lr), seed=seed)
+        schedule = Schedule((phase,), batch_size, lr, seed=seed)
         nothing = torch.zeros(rows, 1)  # observations that say nothing
-        options: dict[str, Any] = {"graphs": self.settings.graphs, "compiles": self.settings.compile}
-        trainer = Trainer(self.model, schedule, nothing, fabric=self._fabric, listener=listener, train_z=z, **options)
-        try:
-            with fast_products(self._fabric.device):
-                trainer.fit()
-        finally:
-            self.model.eval()
-            self.history += [row | {"epoch": before + row["epoch"]} for row in trainer.state.history]
+        where = self.history, self._fabric, self.settings
+        learn(self.model, schedule, nothing, *where, listener=listener, train_z=z)
         return self
 
     def posterior(self) -> FittedTarget:
@@ -264,7 +262,7 @@ class Target:
         facts = {
             "settings": stored(self.settings, self._given, self.objective),
             "latent": list(self.bijection.event_shape),
-            "given": not isinstance(self._given, str),
+            "given": self._objects,
             "history": self.history,
         }
         tensors = {f"posterior/{name}": value for name, value in self.model.posterior.state_dict().items()}
@@ -286,13 +284,11 @@ class Target:
         """What `save` wrote. Objects that were given to `Target` are given again.
 
         Raises:
-            InputError: the file is missing, damaged or of something else, or a posterior is missing or doesn't fit.
+            InputError: the file is missing, damaged or of something else, or an object is missing or doesn't fit.
         """
         path = Path(path)
         tensors, facts = checkpoint.load_saved(path, "target", "Target.save")
-        if facts["given"] != (posterior is not None):
-            verb = "with" if facts["given"] else "without"
-            raise InputError(f"{path} was learnt {verb} posterior=; give load what Target was given")
+        check_given(path, "Target", facts["given"], _objects(posterior, objective, support))
         named = facts["settings"]
         method = named.pop("posterior")
         for name in ("objective", *_IDLE):
@@ -304,6 +300,11 @@ class Target:
         checkpoint.load_weights(target.model.posterior, weights, path)
         target.history = facts["history"]
         return target
+
+
+def _objects(posterior: Any, objective: Any, support: Any) -> dict[str, bool]:
+    """Which objects a file can't hold were given."""
+    return {"posterior": posterior is not None, "objective": objective is not None, "support": support is not None}
 
 
 def _place(bijection: Bijection, location: float | Tensor, scale: float | Tensor) -> None:
@@ -324,7 +325,8 @@ def _check(model: LatentVariableModel, log_joint: Density, bijection: Bijection)
     """Refuse at once a log_joint that would fail in the first step."""
     with seeded(0, "check"):
         z = bijection(model.prior.sample((64,)))
-    value = log_joint(z)
+    with unchecked():  # of a distribution torch would say so in its own words
+        value = log_joint(z)
     if not isinstance(value, Tensor) or value.shape != (64,):
         given = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise InputError(f"log_joint of z {tuple(z.shape)} gives {given}; make it a tensor, one number for each z")

@@ -8,7 +8,6 @@ effective sample size.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import NamedTuple, final
 
@@ -21,8 +20,6 @@ from ddvi.model import LatentVariableModel
 from ddvi.objectives.reweighted import effective_share, propose
 from ddvi.randomness import resample, seeded
 from ddvi.supports import Bijection
-
-_ROWS_AT_ONCE = 50_000
 
 
 class WeightedDraws(NamedTuple):
@@ -124,9 +121,8 @@ class FittedTarget:
         if samples < 2 or not 0 <= base_share < 1:
             raise InputError(f"samples={samples} is at least 2, base_share={base_share} in [0, 1); correct them")
         x = self._alone.x
-        portions = [min(_ROWS_AT_ONCE, samples - start) for start in range(0, samples, _ROWS_AT_ONCE)]
-        with contextlib.nullcontext() if seed is None else seeded(seed, "weighted"):
+        with self._alone.drawing(seed, "weighted"):
             one = self._alone.conditional
-            parts = [propose(self.model, one, x, count, base_share) for count in portions]
+            parts = [propose(self.model, one, x, count, base_share) for count in self._alone.sizes(samples)]
         z = torch.cat([self.bijection(part.z[:, 0]) for part in parts])
         return WeightedDraws(z, torch.cat([part.log_weight()[:, 0] for part in parts]))

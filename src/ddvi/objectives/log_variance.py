@@ -19,9 +19,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ddvi.errors import InputError
 from ddvi.model import LatentVariableModel
-from ddvi.objectives.base import Batch, Objective, Update
+from ddvi.objectives.base import Batch, Objective, Update, check_least
 from ddvi.posteriors.base import Conditional, Draw
 
 
@@ -62,8 +61,7 @@ class LogVariance(Objective):
     samples: int = 256
 
     def __post_init__(self) -> None:
-        if self.samples < 2:
-            raise InputError(f"a variance needs at least 2 samples, not {self.samples}")
+        check_least(self, samples=2)
 
     def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
         conditional = model.posterior(batch.x)

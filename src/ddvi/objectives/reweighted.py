@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ddvi.errors import InputError
 from ddvi.model import LatentVariableModel
-from ddvi.objectives.base import Batch, Objective, Update
+from ddvi.objectives.base import Batch, Objective, Update, check_least
 from ddvi.posteriors.base import Conditional
 from ddvi.randomness import draw, resample
 
@@ -111,8 +111,7 @@ class Reweighted(Objective):
     levels: int | None = None
 
     def __post_init__(self) -> None:
-        if self.samples < 2 or self.resampled < 1:
-            raise InputError(f"samples={self.samples} is at least 2, resampled={self.resampled} at least 1")
+        check_least(self, samples=2, resampled=1, levels=1)
         if not (0 <= self.prior_share < 1 and 0 <= self.least_effective < 1):
             given = f"prior_share={self.prior_share}, least_effective={self.least_effective}"
             raise InputError(f"{given}: both are shares from 0 to below 1; correct them")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ddvi.model import LatentVariableModel
-from ddvi.objectives.base import Batch, DataObjective, Update, data_update
+from ddvi.objectives.base import Batch, DataObjective, Update, check_least, data_update
 from ddvi.objectives.elbo import bound_terms, negative_elbo
 from ddvi.randomness import draw
 
@@ -36,7 +36,7 @@ class WarmUp(DataObjective):
         label_rate: as in `ELBO`.
 
     Raises:
-        InputError: in training, the posterior isn't a diffusion.
+        InputError: a number is out of range; in training, the posterior isn't a diffusion.
 
     Source: Piriyakulkij et al., AAAI 2025.
 
@@ -49,6 +49,9 @@ class WarmUp(DataObjective):
     sleep_steps: int = 1
     levels: int | None = 1
     label_rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_least(self, sleep_steps=0, levels=1)
 
     def loss(
         self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float | Tensor = 1.0
