@@ -431,7 +431,8 @@ MISTAKES = {
     "no rate": (lambda: inference().fit(torch.zeros(4, 3), lr=None), "lr=None is not a number"),
     "endless": (lambda: inference().fit(torch.zeros(4, 3), epochs=math.inf), "epochs=inf is not a whole number"),
     "too large": (
-        lambda: inference().fit(np.array([[1e300, 0.0, 1.0]])), r"1 values too large for .*float32, the first at \(0, 0\)"
+        lambda: inference().fit(np.array([[1e300, 0.0, 1.0]])),
+        r"1 values too large for .*float32, the first at \(0, 0\)",
     ),
     "not yet": (lambda: inference().posterior(torch.zeros(1, 3)), "nothing has been learnt yet"),
     "one example": (
