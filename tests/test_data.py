@@ -28,7 +28,7 @@ import torch
 
 from ddvi import data
 from ddvi.catalogue import DATASETS
-from ddvi.data import Dataset, load, split_validation
+from ddvi.data import Dataset, check_varied, load, split_validation
 from ddvi.errors import InputError
 
 N_TRAIN, N_TEST = 20, 10
@@ -538,18 +538,11 @@ def with_value(value: float) -> np.ndarray:
     return x
 
 
-def constant() -> np.ndarray:
-    x = table()
-    x[:, 2] = 0.1
-    return x
-
-
 FAULTS: dict[str, tuple[dict[str, Any], list[str]]] = {
-    "NaN": ({"x": with_value(np.nan)}, ["x of", "2 NaN or infinite", "example 5 at (1,)"]),
-    "infinite": ({"x": with_value(-np.inf)}, ["x of", "2 NaN or infinite", "example 5 at (1,)"]),
-    "beyond float32": ({"x": with_value(1e200)}, ["2 NaN or infinite", "as float32", "example 5 at (1,)"]),
+    "NaN": ({"x": with_value(np.nan)}, ["x of", "2 NaN or infinite", "row 5 at (1,)"]),
+    "infinite": ({"x": with_value(-np.inf)}, ["x of", "2 NaN or infinite", "row 5 at (1,)"]),
+    "beyond float32": ({"x": with_value(1e200)}, ["2 NaN or infinite", "as float32", "row 5 at (1,)"]),
     "NaN in the test part": ({"x_train": table(), "x_test": with_value(np.nan)}, ["x_test", "2 NaN"]),
-    "constant": ({"x": constant()}, ["1 constant feature", "number 2", "remove"]),
     "empty": ({"x": np.zeros((0, 3))}, ["empty", "(0, 3)"]),
     "no features": ({"x": np.zeros((9, 0))}, ["empty", "(9, 0)"]),
     "empty test part": ({"x_train": table(), "x_test": np.zeros((0, 3))}, ["x_test", "empty"]),
@@ -591,8 +584,17 @@ def test_a_feature_constant_within_the_limit_is_refused(tmp_path: Path) -> None:
     x = table()
     x[:25, 1] = 4.0
     path = own(tmp_path, x_train=x, x_test=x)
-    assert load(path).train_x.shape == (40, 3)
-    refused("number 1", "20 training examples", name_or_path=path, limit=20)
+    check_varied(load(path))
+    with pytest.raises(InputError, match=r"1 constant features \(the first is number 1\) in 20 training examples"):
+        check_varied(load(path, limit=20))
+
+
+def test_empty_text_is_no_label(tmp_path: Path) -> None:
+    data = load(own(tmp_path, x=table(4), y=np.array(["b", "", "a", ""])))
+    assert data.classes == ("a", "b")
+    assert data.train_y is not None
+    assert data.test_y is not None
+    assert sorted([*data.train_y.tolist(), *data.test_y.tolist()]) == [-1, -1, 0, 1]
 
 
 def test_pixels_may_be_constant(tmp_path: Path) -> None:

@@ -434,6 +434,18 @@ MISTAKES = {
         lambda: inference().fit(np.array([[1e300, 0.0, 1.0]])),
         r"1 values too large for .*float32, the first at \(0, 0\)",
     ),
+    "returns nothing": (
+        lambda: ddvi.Inference(prior(), lambda z: None).fit(torch.zeros(4, 3)),
+        "the likelihood returns nothing; let it return a torch distribution",
+    ),
+    "indexing": (
+        lambda: ddvi.Inference(prior(), lambda z: Normal(z[:, 0], 1.0)).fit(torch.zeros(4)),
+        r"as by z\[..., 0\]",
+    ),
+    "an array of latents": (
+        lambda: inference().fit(torch.zeros(4, 3), epochs=1).posterior(torch.zeros(1, 3)).log_prob(np.zeros((1, 2))),
+        r"z is a ndarray; give a tensor of latents \(\*, 1, 2\)",
+    ),
     "not yet": (lambda: inference().posterior(torch.zeros(1, 3)), "nothing has been learnt yet"),
     "one example": (
         lambda: inference().fit(torch.zeros(4, 3), epochs=1).posterior(torch.zeros(3)), r"one example is x\[None\]"

@@ -248,5 +248,10 @@ def test_what_cannot_be_used_is_refused():
         AutoDiffusion(conjugate, encoder=nn.Identity())
     with pytest.raises(InputError, match="isn't positive"):
         AutoDiffusion(conjugate, init_scale=0.0)
+    with pytest.raises(InputError, match="posterior='ddvi' can't be called; give a class"):
+        AutoDiffusion(conjugate, "ddvi")
+    for maker, named in ((None, "TransformedPosterior"), (ddvi.DiffusionPosterior, "DiffusionPosterior")):
+        with pytest.raises(InputError, match=f"unknown setting of {named} 'step'.* did you mean 'steps'"):
+            AutoDiffusion(conjugate, maker, step=3)
     with pytest.raises(InputError, match="has no density"):
         AutoDiffusion(conjugate, ddvi.ImplicitPosterior).setup()

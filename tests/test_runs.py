@@ -156,6 +156,21 @@ def test_full_after_quick_evaluates_again_and_only_that(tmp_path: Path, measures
     assert measures == [True, False]
 
 
+def test_what_a_finished_run_has_lost_is_made_again(tmp_path: Path, measures: list[bool]) -> None:
+    runs.train(small(tmp_path))
+    weights, heard = (tmp_path / "model.safetensors").read_bytes(), Heard()
+    (tmp_path / "metrics.json").write_text('{"a')
+    assert runs.train(small(tmp_path), heard)["evaluation"] == "quick"
+    assert measures == [True, True]
+    (tmp_path / "model.safetensors").unlink()
+    runs.train(small(tmp_path, resume=True), heard)
+    assert not heard.rows
+    assert (tmp_path / "model.safetensors").read_bytes() == weights
+    (tmp_path / "history.csv").write_bytes(b"\x8c\xff\x00")
+    with pytest.raises(InputError, match=r"history\.csv is damaged .* resume=true writes it anew"):
+        runs.report([tmp_path])
+
+
 def test_another_configuration_is_refused_and_named(tmp_path: Path, measures: list[bool]) -> None:
     runs.train(small(tmp_path, lr=0.001))
     kept = (tmp_path / "metrics.json").read_bytes()

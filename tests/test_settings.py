@@ -196,3 +196,9 @@ def test_what_labels_weigh_follows_method_prior_and_data_set():
     assert weights("mnist_semi", "aae_semi", "swiss_roll") == (50, 20, 50)
     assert weights("cifar_semi", "vae_semi", "pinwheel") == (2000, 200, 1)
     assert weights("cifar_semi", "aae_semi", "swiss_roll") == (2000, 200, 50)
+
+
+def test_the_home_folder_is_meant_by_a_tilde(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    settings = resolve("digits", "vae", "pinwheel", {"out": "~/runs/first"})
+    assert settings.folder.as_posix() == "/home/me/runs/first"

@@ -189,6 +189,15 @@ def test_held_out_examples_are_in_the_history(iris):
     assert [np.isfinite(row["validation_bound"]) for row in history] == [True, True]
 
 
+def test_unknown_labels_and_counts_are_read_as_pandas_holds_them(iris):
+    pandas = pytest.importorskip("pandas")
+    names = pandas.Series(["a", "b", None] * 20)
+    X = pandas.DataFrame(np.arange(180).reshape(60, 3) % 7)
+    for y in (names, names.astype("string"), names.astype(object).where(names.notna(), np.nan)):
+        assert list(make(epochs=1).fit(X, y).classes_) == ["a", "b"]
+    assert type(make(epochs=1).fit(X.astype("Int64")).model_.likelihood).__name__ == "PoissonLikelihood"
+
+
 def test_few_labels_are_not_held_out(iris):
     y = np.full(len(iris[0]), -1)
     y[:2] = 0, 1
@@ -207,11 +216,12 @@ MISTAKES = {
     "method": ({"method": "vea"}, "did you mean 'vae'"),
     "prior": ({"prior": "pinweel"}, "did you mean 'pinwheel'"),
     "components": ({"prior": "pinwheel", "n_components": 1}, "too small for the prior pinwheel; use at least 2"),
-    "likelihood": ({"likelihood": "poisson"}, "needs whole numbers from 0 on"),
+    "likelihood": ({"likelihood": "poisson"}, "needs whole numbers, but X holds others"),
     "epochs": ({"epochs": 0}, "epochs=0 must be at least 1"),
     "draws": ({"n_draws": 0}, "n_draws=0 is impossible"),
     "fraction": ({"validation_fraction": 0.7}, "give 0 to 0.5"),
     "twice": ({"settings": {"lr": 1e-3}}, "a parameter of DDVI"),
+    "labels in the name": ({"method": "vae_semi"}, "give method='vae'"),
     "setting": ({"settings": {"step": 3}}, "did you mean 'steps'"),
     "a run's": ({"settings": {"decoder": "runs/vae"}}, "'decoder', which is for the runs of ddvi train alone"),
     "settings": ({"settings": "steps=3"}, "is no mapping; give a dictionary"),

@@ -36,6 +36,11 @@ def gaussian(z):
     return LOG_Z + GAUSSIAN.log_prob(z)
 
 
+def blind(z):
+    """The same without a gradient, as of code that isn't torch's."""
+    return gaussian(z.detach())
+
+
 def pair(z):
     """Two unit Gaussians at ±6, of weights ¼ and ¾ and log Z = −1."""
     left, right = Normal(-6.0, 1.0).log_prob(z[..., 0]), Normal(6.0, 1.0).log_prob(z[..., 0])
@@ -252,7 +257,12 @@ def test_the_same_seed_learns_the_same_and_the_callers_state_stays():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ddvi.Target(lambda z: z, 2), r"gives of shape \(64, 2\)"),
+        (lambda: ddvi.Target(lambda z: z, 2), r"gives shape \(64, 2\)"),
+        (lambda: ddvi.Target(GAUSSIAN, 2), "can't be called; give its log_prob"),
+        (lambda: ddvi.Target(gaussian, "2"), "shape='2' is no shape of a z"),
+        (lambda: ddvi.Target(blind, 2, objective=ddvi.ELBO(8)), "no gradient in z, which ELBO needs; use ddvi.Rew"),
+        (lambda: ddvi.Target(blind, 2, objective=ddvi.Tempered(ddvi.ELBO(8))), "no gradient in z, which Tempered"),
+        (lambda: ddvi.Target(blind, 2).fit_annealed(300), "no gradient in z, which annealing needs"),
         (lambda: ddvi.Target(lambda z: z.sum(-1) * math.nan, 2), "NaN"),
         (lambda: ddvi.Target(lambda z: z.sum(-1) - math.inf, 2), "move it by location"),
         (lambda: ddvi.Target(gaussian, 2, scale=0.0), "scale isn't positive"),
@@ -265,7 +275,9 @@ def test_the_same_seed_learns_the_same_and_the_callers_state_stays():
         (lambda: ddvi.Target(gaussian, 2).fit_annealed(steps=0), "steps=0 is too few"),
         (lambda: ddvi.Target(gaussian, 2).fit_annealed(lr=-1), "lr=-1 must be above 0"),
         (lambda: ddvi.Target(gaussian, 2).posterior().log_prob(torch.zeros(3)), "is needed"),
-        (lambda: ddvi.Target(gaussian, 2).posterior().weighted(1), "at least 2"),
+        (lambda: ddvi.Target(gaussian, 2).posterior().weighted(1), "at least 2 samples, not 1"),
+        (lambda: ddvi.Target(gaussian, 2).posterior().log_evidence(1e3), "samples=1000.0 is no whole number"),
+        (lambda: ddvi.Target(gaussian, 2).posterior().weighted(9, base_share=2.0), "base_share=2.0 is no share"),
         (lambda: ddvi.LogVariance(1), "samples=1 is impossible in LogVariance; give 2 or more"),
         (lambda: ddvi.Reweighted(levels=0), "levels=0 is impossible in Reweighted"),
         (lambda: ddvi.Reweighted(prior_share=1.0), "below 1"),

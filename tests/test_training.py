@@ -161,6 +161,7 @@ def undisturbed(tmp_path_factory):
 def assert_same_run(path, expected):
     tensors, state = read_run(path)
     assert state == expected[1], "the history is another one"
+    assert [[*row] for row in state["history"]] == [[*row] for row in expected[1]["history"]], "in another order"
     assert len(state["history"]) == EPOCHS
     different = [name for name in expected[0] if not torch.equal(tensors[name], expected[0][name])]
     assert not different, f"not bit-identical: {different}"

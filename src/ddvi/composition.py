@@ -90,8 +90,13 @@ def observe(dataset: Dataset, settings: Settings) -> Observations:
         if image and integers:
             return Observations(**facts, likelihood=name, preprocessing="dequantise", maximum=top, reason=reason)
         return Observations(**facts, likelihood=name, preprocessing="standardise", reason=reason)
-    if not integers or low < 0:
+    if low < 0:
         raise InputError(f"likelihood={name} needs whole numbers from 0 on, but {span}; use likelihood=auto")
+    if not integers:
+        whole = all(bool((part == part.round()).all()) for part in (x, dataset.test_x))
+        held = "whole ones as floating-point numbers" if whole else "others"
+        advice = "store them as integers, by x.astype('int64')" if whole else "use likelihood=auto"
+        raise InputError(f"likelihood={name} needs whole numbers, but {dataset.name} holds {held}; {advice}")
     categories = int(high) + 1 if name == "categorical" else 0
     return Observations(**facts, likelihood=name, preprocessing="as_is", categories=categories, reason=reason)
 

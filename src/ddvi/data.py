@@ -115,11 +115,19 @@ def load(name_or_path: str, data_root: str | None = None, seed: int = 0, limit: 
         train_x, test_x = dataset.train_x[:limit].clone(), dataset.test_x[:limit].clone()
         train_y, test_y = (None if y is None else y[:limit].clone() for y in (dataset.train_y, dataset.test_y))
         dataset = replace(dataset, train_x=train_x, test_x=test_x, train_y=train_y, test_y=test_y)
+    return dataset
+
+
+def check_varied(dataset: Dataset) -> None:
+    """Refuse a table with features that can't be standardised.
+
+    Raises:
+        InputError: some are constant.
+    """
     x = dataset.train_x
     if x.ndim == 2 and (constant := (x == x[0]).all(0)).any():
         held = f"{int(constant.sum())} constant features (the first is number {int(constant.nonzero()[0])})"
-        _refuse(f"'{name_or_path}' has {held} in {len(x):,} training examples: remove them, they can't be standardised")
-    return dataset
+        _refuse(f"'{dataset.name}' has {held} in {len(x):,} training examples: remove them, they can't be standardised")
 
 
 def split_validation(dataset: Dataset, n: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -366,15 +374,15 @@ def check_values(what: str, x: np.ndarray) -> np.ndarray:
     bad = ~(np.abs(x) <= np.finfo(np.float32).max)
     if bad.any():
         first, *place = (int(i) for i in np.unravel_index(bad.argmax(), bad.shape))
-        held = f"{bad.sum():,} NaN or infinite values (as float32), the first in example {first} at {tuple(place)}"
-        _refuse(f"{what} has {held}: remove or replace them")
+        held = f"{bad.sum():,} NaN or infinite values (as float32), the first in row {first} at {tuple(place)}"
+        _refuse(f"{what}: there are {held}; remove or replace them")
     return x[:, None] if x.ndim == 3 else x
 
 
 def _check_labels(what: str, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Labels as int64 or strings."""
     if y.dtype.kind not in "iuUS":
-        _refuse(f"{what} has dtype {y.dtype}: labels are integers (-1 = unknown) or strings")
+        _refuse(f"{what} has dtype {y.dtype}: labels are integers (-1 = unknown) or strings (empty = unknown)")
     if y.shape != (len(x),):
         _refuse(f"{what} has shape {y.shape}, for {len(x):,} examples: give one label each, shape ({len(x)},)")
     if y.dtype.kind in "US":
@@ -387,9 +395,9 @@ def _check_labels(what: str, y: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def _as_classes(ys: Sequence[np.ndarray]) -> tuple[Tensor | None, tuple[str, ...]]:
-    """Indices of the labels in their sorted distinct values, -1 where unknown, and those values as class names."""
+    """Indices of the labels in their sorted distinct values and these as class names; -1 where it is -1 or empty."""
     values, index = np.unique(np.concatenate(ys), return_inverse=True)
-    unknown = int(values.dtype.kind == "i" and values[0] == -1)
+    unknown = int(len(values) > 0 and values[0] in ("", -1))  # which is the first
     classes = tuple(str(value) for value in values[unknown:])
     return (torch.from_numpy(index.astype(np.int64) - unknown) if classes else None), classes
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import numbers
 from collections.abc import Iterator
 from typing import Any, NamedTuple, final
 
@@ -107,10 +108,12 @@ class FittedPosterior:
                 samples; or the posterior has no density.
         """
         shape = (self.count, *self.bijection.event_shape)
+        if not isinstance(z, Tensor):
+            raise InputError(f"z is a {type(z).__name__}; give a tensor of latents (*, {', '.join(map(str, shape))})")
         if z.shape[-len(shape) :] != shape:
             raise InputError(f"z has shape {tuple(z.shape)}, but (*, {', '.join(map(str, shape))}) is needed")
         least = 2 if self.conditional.auxiliaries else 1
-        if samples < least:
+        if whole(samples) < least:
             raise InputError(f"log q with its standard error needs at least {least} samples, not {samples}")
         u = self.bijection.checked_inverse(z)
         batches = u.reshape(-1, self.count, self.bijection.size)
@@ -144,7 +147,7 @@ class FittedPosterior:
 
     def _log_weights(self, samples: int, seed: int | None) -> Tensor:
         """(K, B)."""
-        if samples < 2:
+        if whole(samples) < 2:
             raise InputError(f"a bound with its standard error needs at least 2 samples, not {samples}")
         if not self.model.posterior.has_density:
             self.conditional.log_ratio(self.x)  # refuses, and says why
@@ -164,6 +167,13 @@ class FittedPosterior:
         own = contextlib.nullcontext() if seed is None else seeded(seed, what)
         with torch.no_grad(), unchecked(), own:
             yield
+
+
+def whole(samples: int) -> int:
+    """A number of draws, if it is one."""
+    if isinstance(samples, bool) or not isinstance(samples, numbers.Integral):
+        raise InputError(f"samples={samples!r} is no whole number; give how many draws to take")
+    return int(samples)
 
 
 def _count(sample_shape: Any) -> int:

@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,8 +64,12 @@ def plan(settings: Settings) -> Plan:
             f"{folder} holds a run of another configuration ({'; '.join(differing[:3])}{more}): give another out, or"
             " overwrite=true to start anew"
         )
-    if (folder / METRICS).exists():
-        if settings.evaluation == "full" and read_metrics(folder).get("evaluation") == "quick":
+    if (folder / METRICS).exists() and ((folder / WEIGHTS).exists() or not (folder / CHECKPOINT).exists()):
+        try:
+            quick = read_metrics(folder).get("evaluation") == "quick"
+        except InputError:
+            return Plan("evaluate", f"the run in {folder} is finished, but {METRICS} is damaged: evaluating again")
+        if quick and settings.evaluation == "full":
             return Plan(
                 "evaluate", f"the run in {folder} is finished, but its evaluation was quick: evaluating in full"
             )
@@ -103,7 +108,11 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"the run in {folder} is not finished; resume=true goes on with it") from None
     except (OSError, TypeError, ValueError) as error:
-        raise InputError(f"{folder}/{METRICS} is damaged ({error}); ddvi evaluate {folder} writes it anew") from None
+        raise InputError(f"{folder}/{METRICS} is damaged ({error}); {_evaluate(folder)} writes it anew") from None
+
+
+def _evaluate(folder: Path) -> str:
+    return shlex.join(["ddvi", "evaluate", str(folder)])
 
 
 def read_history(folder: Path) -> list[dict[str, str]]:
@@ -111,8 +120,11 @@ def read_history(folder: Path) -> list[dict[str, str]]:
     path = Path(folder) / HISTORY
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    try:
+        with path.open(newline="") as file:
+            return list(csv.DictReader(file))
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{path} is damaged ({error}); resume=true writes it anew, from the checkpoint") from None
 
 
 def write_history(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -180,7 +192,7 @@ def damaged(folder: Path, error: object) -> InputError:
 
 def check_trained(folder: Path) -> None:
     if not (Path(folder) / WEIGHTS).exists():
-        raise InputError(f"the run in {folder} has no trained weights yet; resume=true goes on with it")
+        raise InputError(f"the run in {folder} holds no {WEIGHTS}; resume=true goes on with it")
 
 
 def check_same_data(folder: Path, fingerprint: Mapping[str, str]) -> None:

@@ -88,7 +88,7 @@ class Standardise(Preprocessing):
         data = train_x.to(torch.float64)
         scale = data.std(0, correction=0)
         self.mean.copy_(data.mean(0))
-        # Pixels of images may be constant; features of tables may not, and are refused when read.
+        # Pixels of images may be constant; a run refuses features of tables that are, see `data.check_varied`.
         self.scale.copy_(torch.where(scale > 0, scale, 1.0))
 
     def forward(self, raw: Tensor) -> Tensor:

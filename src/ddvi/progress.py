@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,13 @@ from ddvi.catalogue import MEASURES
 from ddvi.folders import REPORT
 from ddvi.settings import Settings
 
+_WIDTH_OF_FILES = 160
+
 
 def console() -> Console:
-    """Of standard output; text is shown as it is."""
-    return Console(highlight=False, markup=False)
+    """Of standard output; text is shown as it is, and for a file or a pipe without breaking lines early."""
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDTH_OF_FILES
+    return Console(highlight=False, markup=False, width=width)
 
 
 class Watcher:

@@ -14,6 +14,7 @@ the posterior; Bingham et al., Pyro, 2019; Roeder et al., Sticking the Landing, 
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
-from ddvi.errors import InputError
+from ddvi.errors import InputError, check_name
 from ddvi.networks import Given
 from ddvi.posteriors.base import Conditional, Draw, Posterior, PosteriorMaker
 from ddvi.posteriors.gaussian import GaussianHead
@@ -38,6 +39,15 @@ except ImportError as _error:
     raise ImportError("ddvi.pyro needs Pyro; pip install 'ddvi[pyro]'") from _error
 
 _SCORING_DRAWS = 100
+
+
+def _settings(maker: Callable[..., Any], base: Any = None) -> list[str]:
+    """Keywords that a class of posteriors takes behind encoder and D, and those that it hands on to another one."""
+    parameters = list(inspect.signature(maker).parameters.values())[2:]
+    names = [each.name for each in parameters if each.kind is not each.VAR_KEYWORD]
+    if len(names) < len(parameters):
+        names += _settings(base or inspect.signature(maker).parameters["base"].default)
+    return names
 
 
 @final
@@ -128,7 +138,8 @@ class AutoDiffusion(AutoContinuous):
         settings: keywords for the posterior (`steps`, `flow_layers`, …).
 
     Raises:
-        InputError: an encoder without out_features, or an init_scale that isn't positive.
+        InputError: an encoder without out_features, an init_scale that isn't positive, or settings that the posterior
+            doesn't take.
 
     Sources: those of the module.
 
@@ -160,11 +171,17 @@ class AutoDiffusion(AutoContinuous):
             raise InputError(f"{type(encoder).__name__} has no out_features; set it to how many features it gives")
         if not init_scale > 0:
             raise InputError(f"init_scale={init_scale} isn't positive; give a standard deviation")
+        if not (posterior is None or callable(posterior)):
+            raise InputError(f"posterior={posterior!r} can't be called; give a class of posteriors, or a function")
+        maker = posterior or TransformedPosterior
+        if isinstance(maker, type):
+            for name in settings:
+                check_name(f"setting of {maker.__name__}", name, _settings(maker, settings.get("base")))
         super().__init__(model, init_loc_fn=init_loc_fn)
         self.init_scale: float = float(init_scale)
         self.draws = draws
         self.path_gradient = path_gradient
-        self._maker = (posterior or TransformedPosterior, settings)
+        self._maker = (maker, settings)
         self.encoder = encoder
 
     def setup(self, *args: Any, **kwargs: Any) -> None:

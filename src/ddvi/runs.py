@@ -95,6 +95,8 @@ def _train(
         folders.check_same_data(folder, dataset.fingerprint)
     say(dataset.describe())
     observations = observe(dataset, settings)
+    if observations.preprocessing == "standardise":
+        data.check_varied(dataset)
     say(f"likelihood {observations.likelihood}: {observations.reason}")
     fitted = fit_to_size(settings, len(dataset.train_x))
     for name in ("validation", "batch_size"):

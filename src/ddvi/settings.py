@@ -275,6 +275,8 @@ def resolve(dataset: str, method: str, prior: str, overrides: Mapping[str, str] 
     for name in ("data_root", "decoder"):
         if values.get(name):
             values[name] = os.path.abspath(os.path.expanduser(values[name]))
+    if values.get("out"):
+        values["out"] = os.path.expanduser(values["out"])
     layers, objective = _layers(dataset, method, prior, semi, values)
     composed: dict[str, Any] = {"dataset": dataset, "method": method, "prior": prior, "objective": objective}
     settings = Settings(**(layers | values | composed))

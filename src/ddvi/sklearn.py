@@ -51,6 +51,13 @@ def _has_labels(estimator: Any) -> bool:
     return True
 
 
+def _is_unknown(label: Any) -> bool:
+    """Whether a label stands for none: -1, None, NaN, or what pandas has for them."""
+    if label is None or type(label).__name__ in ("NAType", "NaTType"):
+        return True
+    return label in (-1, "-1") or (isinstance(label, float) and math.isnan(label))
+
+
 @final
 class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """An embedding by a latent-variable model p(z) p_θ(x | z) with a diffusion posterior q(z | x), or another one.
@@ -257,6 +264,9 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             raise InputError(f"validation_fraction={self.validation_fraction} is impossible; give 0 to 0.5")
         if self.n_draws < 1:
             raise InputError(f"n_draws={self.n_draws} is impossible; give 1 or more")
+        if str(self.method).endswith(SEMI):
+            plain = self.method.removesuffix(SEMI)
+            raise InputError(f"method='{self.method}' says in its name what y says here; give method='{plain}'")
         suffix = SEMI * semi
         given |= {**(self.settings or {}), "seed": seed}
         return resolve("mnist" + suffix, self.method + suffix, self.prior, given)  # which has the general defaults
@@ -265,13 +275,14 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """Of each row its class, -1 where it isn't known, and the classes; None where none is known."""
         if y is None or not self.use_labels:
             return None, np.empty(0)
-        y = column_or_1d(y)
+        y = column_or_1d(y.to_numpy(dtype=object) if hasattr(y, "to_numpy") else y)
         if len(y) != count:
             raise InputError(f"y has {len(y)} labels for {count} examples; give one each, -1 where unknown")
-        unknown = np.array([value is None or value in (-1, "-1") for value in y.tolist()], dtype=bool)
-        if unknown.all() or type_of_target(y[~unknown]).startswith("continuous"):
+        unknown = np.array([_is_unknown(value) for value in y.tolist()], dtype=bool)
+        known = np.array(y[~unknown].tolist())
+        if unknown.all() or type_of_target(known).startswith("continuous"):
             return None, np.empty(0)
-        classes, index = np.unique(y[~unknown], return_inverse=True)
+        classes, index = np.unique(known, return_inverse=True)
         label = torch.full((count,), -1)
         label[torch.from_numpy(~unknown)] = torch.from_numpy(index)
         return label, classes
@@ -280,9 +291,11 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """X as a tensor, found sound; counts as whole numbers."""
         if not reset:
             check_is_fitted(self)
+        kinds = [getattr(kind, "kind", "O") for kind in getattr(X, "dtypes", ())]
         X = validate_data(self, X, reset=reset, accept_sparse="csr", ensure_min_samples=2 if reset else 1)
         X = X if isinstance(X, np.ndarray) else X.toarray()
-        if self.likelihood in _COUNTS and X.dtype.kind == "f" and (np.round(X) == X).all():
+        counts = self.likelihood in _COUNTS or (kinds and set(kinds) <= {"i", "u"})  # pandas' own become floats
+        if counts and X.dtype.kind == "f" and (np.round(X) == X).all():
             X = X.astype(np.int64)
         x = as_tensor(X, "X")
         if (lost := (x == x[0]).all(0).numpy() & (X[0] != X).any(0)).any():

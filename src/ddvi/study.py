@@ -312,7 +312,8 @@ def run_member(config: DictConfig) -> str:
         reason = "" if status == 0 else _reason(status, folder)
     except OSError as error:
         reason = _one_line(error)
-    print(f"{label}: {f'failed, {reason}' if reason else _result(folder)}", flush=True)
+    told = reason if reason.startswith("stopped") else f"failed, {reason}"
+    print(f"{label}: {told if reason else _result(folder)}", flush=True)
     return reason
 
 

@@ -145,6 +145,9 @@ class Target:
         **settings: Any,
     ) -> None:
         self.objective: Objective = objective or Reweighted()
+        if not callable(log_joint):
+            hint = "its log_prob" if hasattr(log_joint, "log_prob") else "a function from z to (N,)"
+            raise InputError(f"log_joint is a {type(log_joint).__name__}, which can't be called; give {hint}")
         for name in _IDLE:
             if name in settings:
                 raise InputError(f"{name} has no effect on a fixed target; leave it out")
@@ -152,6 +155,8 @@ class Target:
         self._objects = _objects(*(None if isinstance(posterior, str) else posterior, objective, support))
         settings = {"seed": seed, "device": device, **settings}
         self.settings: Settings = settings_of(posterior, self.objective, settings, prior_denoiser=False)
+        if not isinstance(shape, (int, tuple, list)):
+            raise InputError(f"shape={shape!r} is no shape of a z; give a number of dimensions, or a tuple of them")
         shape = torch.Size([shape] if isinstance(shape, int) else shape)
         self.bijection: Bijection = Bijection([section(support, shape, "z")])
         """From unconstrained u (*, D) to z (*, *latent)."""
@@ -166,6 +171,8 @@ class Target:
         self._fabric = make_fabric(self.settings)
         self._fabric.to_device(self.model)
         _check(self.model, log_joint, self.bijection)
+        if self.objective.through_draws:
+            self._check_slope(type(self.objective).__name__)
 
     def _build(self, base: Prior) -> LatentVariableModel:
         factor = Factor(self.log_joint, self.bijection, base)
@@ -178,6 +185,14 @@ class Target:
                     nn.init.zeros_(module.weight)
                     nn.init.zeros_(module.bias)
         return model
+
+    def _check_slope(self, who: str) -> None:
+        """Refuse a log_joint without the gradient in z that `who` learns by."""
+        z = self.bijection(self.bijection.location.new_zeros(2, self.bijection.size)).detach().requires_grad_()
+        with unchecked():
+            value = self.log_joint(z)
+        if not value.requires_grad or torch.autograd.grad(value.sum(), z, allow_unused=True)[0] is None:
+            raise InputError(f"log_joint has no gradient in z, which {who} needs; use ddvi.Reweighted or LogVariance")
 
     def fit(self, steps: int = 4000, *, lr: float = 1e-3, listener: Listener | None = None) -> Self:
         """Learn. Called again it goes on from where it stood, with a fresh optimiser.
@@ -230,6 +245,7 @@ class Target:
         if not 1 <= batch_size <= particles:
             raise InputError(f"batch_size={batch_size} doesn't fit {particles} particles; give 1 to {particles}")
         lr = convert("lr", lr)
+        self._check_slope("annealing")
         with seeded(self.settings.seed, "anneal", len(self.history)), unchecked():
             drawn = anneal(self.model, self.bijection.location.new_zeros(1, 1), particles, moves)
         passes = math.ceil(steps / math.ceil(particles / batch_size))
@@ -328,7 +344,7 @@ def _check(model: LatentVariableModel, log_joint: Density, bijection: Bijection)
     with unchecked():  # of a distribution torch would say so in its own words
         value = log_joint(z)
     if not isinstance(value, Tensor) or value.shape != (64,):
-        given = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        given = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise InputError(f"log_joint of z {tuple(z.shape)} gives {given}; make it a tensor, one number for each z")
     if bool(value.isnan().any() | (value == torch.inf).any()):
         raise InputError("log_joint is NaN or +∞ at draws of the base; make it finite, or −∞ where there is no mass")

@@ -283,7 +283,8 @@ class Trainer:
         plain = {
             name: getattr(state, name) for name in ("epoch", "step", "seconds", "skipped", "bad_in_a_row", "history")
         }
-        checkpoint.save(self.path, tensors, {"state": plain, **self.facts})
+        facts = {"state": plain, "terms": list(sums), **self.facts}  # tensors are kept in alphabetical order
+        checkpoint.save(self.path, tensors, facts)
 
     def _restore(self) -> None:
         if self.path is None:
@@ -301,7 +302,9 @@ class Trainer:
         checkpoint.load_weights(self.model, parts["model"], self.path)
         for name, optimizer in self.steps.optimizers.items():
             checkpoint.restore_optimizer(name, optimizer, tensors)
-        self.steps.restore({name: value * self.processes.first for name, value in parts["sums"].items()})
+        self.steps.restore(
+            {name: parts["sums"][name] * self.processes.first for name in facts.get("terms", parts["sums"])}
+        )
         self.state = State(**facts["state"])
         set_random_state(parts["random"])
 

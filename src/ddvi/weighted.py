@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ddvi.errors import InputError
-from ddvi.fitted import Estimate, FittedPosterior
+from ddvi.fitted import Estimate, FittedPosterior, whole
 from ddvi.model import LatentVariableModel
 from ddvi.objectives.reweighted import effective_share, propose
 from ddvi.randomness import resample, seeded
@@ -118,8 +118,10 @@ class FittedTarget:
         Raises:
             InputError: an argument is out of range.
         """
-        if samples < 2 or not 0 <= base_share < 1:
-            raise InputError(f"samples={samples} is at least 2, base_share={base_share} in [0, 1); correct them")
+        if whole(samples) < 2:
+            raise InputError(f"weights need at least 2 samples, not {samples}")
+        if not 0 <= base_share < 1:
+            raise InputError(f"base_share={base_share} is no share; give 0 or more, and less than 1")
         x = self._alone.x
         with self._alone.drawing(seed, "weighted"):
             one = self._alone.conditional

@@ -42,12 +42,21 @@ class DistributionLikelihood(Likelihood):
 
     def forward(self, z: Tensor) -> Distribution:
         distribution = self.build(z)
-        if distribution.event_shape != self.event_shape or distribution.batch_shape != z.shape[:-1]:
+        if not isinstance(distribution, Distribution):
+            given = "nothing" if distribution is None else f"a {type(distribution).__name__}"
+            raise InputError(f"the likelihood returns {given}; let it return a torch distribution over x")
+        batch, event = distribution.batch_shape, distribution.event_shape
+        if event != self.event_shape or batch != z.shape[:-1]:
+            if batch + event == z.shape[:-1] + self.event_shape:
+                advice = "wrap it in torch.distributions.Independent"
+            elif event == self.event_shape:
+                advice = "let it take any number of axes before the last, as by z[..., 0]"
+            else:
+                advice = "give x of its event shape, or a likelihood of that of x"
             raise InputError(
-                f"the likelihood gave batch shape {tuple(distribution.batch_shape)} and event shape"
-                f" {tuple(distribution.event_shape)} for z of shape {tuple(z.shape)}, but batch shape"
-                f" {tuple(z.shape[:-1])} and event shape {tuple(self.event_shape)} are needed; wrap it in"
-                " torch.distributions.Independent"
+                f"the likelihood gave batch shape {tuple(batch)} and event shape {tuple(event)} for z of shape"
+                f" {tuple(z.shape)}, but batch shape {tuple(z.shape[:-1])} and event shape {tuple(self.event_shape)}"
+                f" are needed; {advice}"
             )
         return distribution
 

@@ -69,6 +69,11 @@ class Objective(abc.ABC):
         True
     """
 
+    @property
+    def through_draws(self) -> bool:
+        """Whether the posterior learns by a gradient of log p(x, z) in z, which densities must have then."""
+        return False
+
     @abc.abstractmethod
     def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
         """The updates of one step, in order: each is carried out before the next one is computed."""

@@ -126,6 +126,10 @@ class ELBO(DataObjective):
     def __post_init__(self) -> None:
         check_least(self, samples=1)
 
+    @property
+    def through_draws(self) -> bool:
+        return True
+
     def loss(
         self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float | Tensor = 1.0
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -179,6 +183,10 @@ class ImportanceWeighted(DataObjective):
 
     def __post_init__(self) -> None:
         check_least(self, samples=1)
+
+    @property
+    def through_draws(self) -> bool:
+        return True
 
     def loss(
         self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float | Tensor = 1.0

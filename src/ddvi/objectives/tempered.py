@@ -78,6 +78,10 @@ class Tempered(Objective):
         if not (0 < self.rise <= 1 and 0 <= self.start <= 1):
             raise InputError(f"rise={self.rise} is in (0, 1] and start={self.start} in [0, 1]; correct them")
 
+    @property
+    def through_draws(self) -> bool:
+        return self.objective.through_draws
+
     def exponent(self, progress: float | Tensor) -> float | Tensor:
         """β when `progress` 0 … 1 of training is over."""
         return self.start + risen(1 - self.start, self.rise, progress)

@@ -117,6 +117,10 @@ class WakeSleep(DataObjective):
     def __post_init__(self) -> None:
         check_least(self, sleep_steps=0, levels=1, fantasies=1)
 
+    @property
+    def through_draws(self) -> bool:
+        return self.wake.through_draws
+
     def loss(
         self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float | Tensor = 1.0
     ) -> tuple[Tensor, dict[str, Tensor]]:
