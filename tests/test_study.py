@@ -203,6 +203,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         if settings.seed == 8 or (settings.seed == 9 and not before):
             (folder / folders.CHECKPOINT).touch()
             return -signal.SIGKILL
+        (folder / folders.CHECKPOINT).unlink(missing_ok=True)
         folders.write_metrics(folder, {"elbo": -3.0, "seconds": {"training": 1.0}, "evaluation": settings.evaluation})
         return 0
 
