@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import torch
 from scipy.stats import kstest
-from torch.distributions import Normal
+from torch import nn
+from torch.distributions import Independent, MultivariateNormal, Normal
 
 import ddvi
 from ddvi.errors import InputError, TrainingError
@@ -24,7 +25,17 @@ from ddvi.settings import resolve
 BATCH, HIDDEN, PIXELS, LATENT = 8, 32, 784, 2
 COMMON = {"prior": "pinwheel", "hidden_size": HIDDEN, "batch_size": BATCH, "device": "cpu"}
 MODULES = (
-    *("calibration", "floor", "launches", "rates", "report", "scaling", "semi_supervised", "simulators"),
+    *(
+        "amortisation",
+        "calibration",
+        "floor",
+        "launches",
+        "rates",
+        "report",
+        "scaling",
+        "semi_supervised",
+        "simulators",
+    ),
     *("targets", "throughput"),
 )
 
@@ -469,3 +480,24 @@ def test_held_out_labels_are_none_that_are_learnt_from(bench: SimpleNamespace) -
     assert len(examples.labelled.label) == len(examples.held_out.label) == 20
     both = torch.cat([examples.labelled.x, examples.held_out.x]).flatten(1)
     assert len(both.unique(dim=0)) == 40
+
+
+# What amortisation costs
+
+
+def test_the_best_gaussians_lose_what_is_known(bench: SimpleNamespace) -> None:
+    """Of a Gaussian posterior of precision Λ the full one loses nothing, the diagonal ½ (Σ log Λ_dd − log det Λ)."""
+    decoder, scale = torch.tensor([[1.0, 0.8], [0.3, 0.5], [0.5, 0.6]]), 0.4
+    likelihood = ddvi.as_likelihood(lambda z: Independent(Normal(z @ decoder.T, scale), 1), torch.Size([3]))
+    with ddvi.seeded(0, "amortisation"):
+        posterior = ddvi.GaussianPosterior(nn.Linear(3, 4), latent_size=2)
+        model = ddvi.LatentVariableModel(ddvi.StandardGaussian(2), likelihood, posterior).eval()
+        x = torch.randn(8, 2) @ decoder.T + scale * torch.randn(8, 3)
+        found = bench.amortisation.losses(model, x, steps=500)
+    precision = torch.eye(2) + decoder.T @ decoder / scale**2
+    diagonal = 0.5 * (precision.diagonal().log().sum() - precision.logdet())
+    evidence = MultivariateNormal(torch.zeros(3), decoder @ decoder.T + scale**2 * torch.eye(3)).log_prob(x).mean()
+    assert found.log_likelihood == pytest.approx(float(evidence), abs=0.02)
+    assert found.full_gap == pytest.approx(0.0, abs=0.05)
+    assert found.diagonal_gap == pytest.approx(float(diagonal), abs=0.1)
+    assert found.gap > found.diagonal_gap
