@@ -454,6 +454,7 @@ MISTAKES = {
         lambda: inference().fit(torch.zeros(4, 3), epochs=1).posterior(torch.zeros(1, 3)).elbo(1), "at least 2 samples"
     ),
     "half a model": (lambda: ddvi.Inference(prior()), "without a likelihood; give both"),
+    "a class": (lambda: ddvi.Inference(Gamma, likelihood), "the class Gamma itself; give an object of it"),
     "no prior": (lambda: ddvi.Inference(3, likelihood), "int has no sample and log_prob"),
     "a batch of priors": (lambda: ddvi.Inference(Normal(torch.zeros(2), 1), likelihood), r"wrap it in .*Independent"),
     "discrete": (lambda: ddvi.Inference(Discrete(), likelihood), "needs continuous latents"),

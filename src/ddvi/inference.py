@@ -115,6 +115,10 @@ class Inference:
         if (prior is None) != (likelihood is None):
             given, lacking = ("a prior", "likelihood") if likelihood is None else ("a likelihood", "prior")
             raise InputError(f"{given} was given without a {lacking}; give both, or neither and use fit_simulations")
+        if isinstance(prior, type):
+            raise InputError(
+                f"the prior is the class {prior.__name__} itself; give an object of it, with its parameters"
+            )
         if encoder is not None and not isinstance(getattr(encoder, "out_features", None), int):
             raise InputError(f"{type(encoder).__name__} has no out_features; set it to how many features it gives")
         if isinstance(posterior, Posterior) and encoder is not None:
