@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.distributions import Gamma, Independent, MultivariateNormal, Normal, constraints
@@ -229,6 +230,17 @@ def test_objects_that_a_file_cannot_hold_are_asked_for_again(tmp_path):
         fewer = {other: value for other, value in given.items() if other != name}
         with pytest.raises(InputError, match=f"was learnt with {name}=; give load what Target was given"):
             ddvi.Target.load(tmp_path / "target", lambda z: -z.sum(-1), **fewer)
+
+
+def test_a_constant_density_has_no_slope_to_miss():
+    """Of the uniform distribution on an interval."""
+    flat = ddvi.Target(lambda z: torch.zeros(len(z)), 1, objective=ddvi.ELBO(16), support=constraints.unit_interval)
+    assert flat.fit(3).history
+
+
+def test_a_density_may_be_anything_but_torch():
+    density = lambda z: torch.as_tensor(-np.square(z.numpy()).sum(-1))  # noqa: E731
+    assert ddvi.Target(density, 2, objective=ddvi.LogVariance(8), steps=2).fit(3).history
 
 
 def test_a_learned_noising_process_needs_nothing_else():

@@ -291,7 +291,7 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """X as a tensor, found sound; counts as whole numbers."""
         if not reset:
             check_is_fitted(self)
-        kinds = [getattr(kind, "kind", "O") for kind in getattr(X, "dtypes", ())]
+        kinds = [getattr(kind, "kind", "O") for kind in X.dtypes] if hasattr(X, "columns") else []
         X = validate_data(self, X, reset=reset, accept_sparse="csr", ensure_min_samples=2 if reset else 1)
         X = X if isinstance(X, np.ndarray) else X.toarray()
         counts = self.likelihood in _COUNTS or (kinds and set(kinds) <= {"i", "u"})  # pandas' own become floats

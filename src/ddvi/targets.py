@@ -170,9 +170,7 @@ class Target:
         """The model over u, for whatever isn't here."""
         self._fabric = make_fabric(self.settings)
         self._fabric.to_device(self.model)
-        _check(self.model, log_joint, self.bijection)
-        if self.objective.through_draws:
-            self._check_slope(type(self.objective).__name__)
+        _check(self.model, log_joint, self.bijection, type(self.objective).__name__ * self.objective.through_draws)
 
     def _build(self, base: Prior) -> LatentVariableModel:
         factor = Factor(self.log_joint, self.bijection, base)
@@ -185,14 +183,6 @@ class Target:
                     nn.init.zeros_(module.weight)
                     nn.init.zeros_(module.bias)
         return model
-
-    def _check_slope(self, who: str) -> None:
-        """Refuse a log_joint without the gradient in z that `who` learns by."""
-        z = self.bijection(self.bijection.location.new_zeros(2, self.bijection.size)).detach().requires_grad_()
-        with unchecked():
-            value = self.log_joint(z)
-        if not value.requires_grad or torch.autograd.grad(value.sum(), z, allow_unused=True)[0] is None:
-            raise InputError(f"log_joint has no gradient in z, which {who} needs; use ddvi.Reweighted or LogVariance")
 
     def fit(self, steps: int = 4000, *, lr: float = 1e-3, listener: Listener | None = None) -> Self:
         """Learn. Called again it goes on from where it stood, with a fresh optimiser.
@@ -245,7 +235,7 @@ class Target:
         if not 1 <= batch_size <= particles:
             raise InputError(f"batch_size={batch_size} doesn't fit {particles} particles; give 1 to {particles}")
         lr = convert("lr", lr)
-        self._check_slope("annealing")
+        _check(self.model, self.log_joint, self.bijection, "annealing")
         with seeded(self.settings.seed, "anneal", len(self.history)), unchecked():
             drawn = anneal(self.model, self.bijection.location.new_zeros(1, 1), particles, moves)
         passes = math.ceil(steps / math.ceil(particles / batch_size))
@@ -336,13 +326,13 @@ def _place(bijection: Bijection, location: float | Tensor, scale: float | Tensor
         getattr(bijection, name).copy_(value)
 
 
-@torch.no_grad()
-def _check(model: LatentVariableModel, log_joint: Density, bijection: Bijection) -> None:
-    """Refuse at once a log_joint that would fail in the first step."""
-    with seeded(0, "check"):
+def _check(model: LatentVariableModel, log_joint: Density, bijection: Bijection, differentiates: str = "") -> None:
+    """Refuse at once a log_joint that would fail in the first step, or teach nothing to what `differentiates` it."""
+    with seeded(0, "check"), torch.no_grad():
         z = bijection(model.prior.sample((64,)))
-    with unchecked():  # of a distribution torch would say so in its own words
-        value = log_joint(z)
+    # Of a distribution torch would say so in its own words.
+    with unchecked(), torch.set_grad_enabled(bool(differentiates)):
+        value = log_joint(z.requires_grad_(bool(differentiates)))
     if not isinstance(value, Tensor) or value.shape != (64,):
         given = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise InputError(f"log_joint of z {tuple(z.shape)} gives {given}; make it a tensor, one number for each z")
@@ -350,3 +340,8 @@ def _check(model: LatentVariableModel, log_joint: Density, bijection: Bijection)
         raise InputError("log_joint is NaN or +∞ at draws of the base; make it finite, or −∞ where there is no mass")
     if not bool((value > -torch.inf).any()):
         raise InputError("log_joint is −∞ at all 64 draws of the base; move it by location= and scale=")
+    if differentiates and bool((value != value[0]).any()):
+        slope = torch.autograd.grad(value.sum(), z, allow_unused=True)[0] if value.requires_grad else None
+        if slope is None:
+            needed = f"which {differentiates} needs; use ddvi.Reweighted or ddvi.LogVariance"
+            raise InputError(f"log_joint has no gradient in z, {needed}")
