@@ -22,8 +22,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from ddvi.errors import InputError
-from ddvi.objectives.base import Labelled
 from ddvi.evidence import exact_log_likelihood
+from ddvi.objectives.base import Labelled
 from ddvi.randomness import random_state
 from ddvi.sklearn import DDVI
 
@@ -191,9 +191,8 @@ def test_held_out_examples_are_in_the_history(iris):
 
 
 def test_unknown_labels_and_counts_are_read_as_pandas_holds_them(iris):
-    pandas = pytest.importorskip("pandas")
-    names = pandas.Series(["a", "b", None] * 20)
-    X = pandas.DataFrame(np.arange(180).reshape(60, 3) % 7)
+    names = pd.Series(["a", "b", None] * 20)
+    X = pd.DataFrame(np.arange(180).reshape(60, 3) % 7)
     for y in (names, names.astype("string"), names.astype(object).where(names.notna(), np.nan)):
         assert list(make(epochs=1).fit(X, y).classes_) == ["a", "b"]
     assert type(make(epochs=1).fit(X.astype("Int64")).model_.likelihood).__name__ == "PoissonLikelihood"
