@@ -253,5 +253,6 @@ def test_what_cannot_be_used_is_refused():
     for maker, named in ((None, "TransformedPosterior"), (ddvi.DiffusionPosterior, "DiffusionPosterior")):
         with pytest.raises(InputError, match=f"unknown setting of {named} 'step'.* did you mean 'steps'"):
             AutoDiffusion(conjugate, maker, step=3)
+    AutoDiffusion(conjugate, type("Own", (), {"__init__": lambda self, encoder, size, **anything: None}), step=3)
     with pytest.raises(InputError, match="has no density"):
         AutoDiffusion(conjugate, ddvi.ImplicitPosterior).setup()

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, final
 
@@ -27,6 +27,7 @@ from torch.distributions import biject_to, constraints
 from ddvi.errors import InputError, check_name
 from ddvi.networks import Given
 from ddvi.posteriors.base import Conditional, Draw, Posterior, PosteriorMaker
+from ddvi.posteriors.diffusion import DiffusionPosterior
 from ddvi.posteriors.gaussian import GaussianHead
 from ddvi.posteriors.transformed import TransformedPosterior
 from ddvi.randomness import seeded
@@ -41,13 +42,15 @@ except ImportError as _error:
 _SCORING_DRAWS = 100
 
 
-def _settings(maker: Callable[..., Any], base: Any = None) -> list[str]:
-    """Keywords that a class of posteriors takes behind encoder and D, and those that it hands on to another one."""
+def _check_settings(maker: type, settings: Mapping[str, Any]) -> None:
+    """Refuse a keyword that a class of posteriors neither takes behind encoder and D nor hands on."""
     parameters = list(inspect.signature(maker).parameters.values())[2:]
-    names = [each.name for each in parameters if each.kind is not each.VAR_KEYWORD]
-    if len(names) < len(parameters):
-        names += _settings(base or inspect.signature(maker).parameters["base"].default)
-    return names
+    if issubclass(maker, TransformedPosterior):  # which hands on to its base
+        parameters += list(inspect.signature(settings.get("base", DiffusionPosterior)).parameters.values())[2:]
+        parameters = [each for each in parameters if each.name != "settings"]
+    if not any(each.kind is each.VAR_KEYWORD for each in parameters):
+        for name in settings:
+            check_name(f"setting of {maker.__name__}", name, [each.name for each in parameters])
 
 
 @final
@@ -175,8 +178,7 @@ class AutoDiffusion(AutoContinuous):
             raise InputError(f"posterior={posterior!r} can't be called; give a class of posteriors, or a function")
         maker = posterior or TransformedPosterior
         if isinstance(maker, type):
-            for name in settings:
-                check_name(f"setting of {maker.__name__}", name, _settings(maker, settings.get("base")))
+            _check_settings(maker, settings)
         super().__init__(model, init_loc_fn=init_loc_fn)
         self.init_scale: float = float(init_scale)
         self.draws = draws
