@@ -1,7 +1,7 @@
 """Prints how fast every method trains and infers, and how near that is to what the machine can do.
 
 python benchmarks/throughput.py [--methods vae ddvi_semi] [--seconds 10] [--data-root FOLDER] [--scaling]
-    [--pythae [PYTHON]] [--device cuda [--compile]] [--json FILE]
+    [--pythae [PYTHON]] [--device cuda [--compile] [--precision tf32]] [--json FILE]
 
 All at the settings of the paper's code (hidden size 1,000, batch 128, T = 40, 3 sleep steps), DDVI at its own defaults
 besides. Training is a `Trainer`'s own epoch: gathering, preprocessing, objective, gradients and optimiser, as in a run.
@@ -33,7 +33,7 @@ from report import Measured, Row, Sheet
 from scaling import Bench
 
 from ddvi import runs
-from ddvi.arithmetic import LARGEST_ERROR, PATHS, arithmetic, measure_path, processor
+from ddvi.arithmetic import LARGEST_ERROR, PATHS, arithmetic, measure_path, path_of, processor
 from ddvi.errors import InputError, TrainingError, check_name
 from ddvi.methods import METHODS
 from ddvi.settings import SEMI
@@ -127,6 +127,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=0, help="torch's own choice by default")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action="store_true", help="cuda: with small operations fused, as by compile=true")
+    parser.add_argument("--precision", choices=("32", "tf32"), default="32", help="as the setting")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement, about")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--data-root", help="folder with MNIST; random images without")
@@ -142,7 +143,7 @@ def check(arguments: argparse.Namespace) -> tuple[list[Case], dict[str, Any]]:
     """The cases and the settings that they share; whatever is wrong is refused before anything is measured."""
     methods = [check_name("method", name, NAMES) for name in dict.fromkeys(arguments.methods)]
     cases = make_cases(methods, arguments.steps)
-    given = ("prior", "hidden_size", "batch_size", "device", "compile", "threads", "data_root")
+    given = ("prior", "hidden_size", "batch_size", "device", "compile", "precision", "threads", "data_root")
     common = {name: value for name in given if (value := getattr(arguments, name)) is not None}
     for case in cases:
         runs.choose_device(case.settings(common))
@@ -210,9 +211,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and write."""
     arguments = parse(argv)
     cases, common = check(arguments)
-    cpu = runs.choose_device(cases[0].settings(common)) == "cpu"
+    device = runs.choose_device(cases[0].settings(common))
+    cpu = device == "cpu"
     images, out = Images.load(arguments.data_root), report.console()
-    with arithmetic("32", arguments.threads, None if cpu else PATHS[0]) as path:
+    with arithmetic("32", arguments.threads, path_of(device, arguments.precision)) as path:
         facts: dict[str, Any] = {
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),

@@ -8,7 +8,7 @@ import torch
 from torch import distributions
 
 import ddvi
-from ddvi.arithmetic import LARGEST_ERROR, PATHS, arithmetic, fast_products, fastest_path, measure_path
+from ddvi.arithmetic import LARGEST_ERROR, PATHS, arithmetic, fast_products, fastest_path, measure_path, path_of
 from ddvi.sklearn import DDVI
 from ddvi.training import Trainer
 from listeners import Messages
@@ -72,6 +72,11 @@ def test_an_unwritable_cache_does_not_matter(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DDVI_CACHE", str(tmp_path / "file" / "below"))
     assert fastest_path() in PATHS
+
+
+def test_only_an_accelerator_is_told_which_path_and_only_tf32_rounds():
+    assert [path_of("cuda", precision) for precision in ("32", "64", "bf16", "tf32")] == ["highest"] * 3 + ["high"]
+    assert path_of("cpu", "tf32") is None
 
 
 def test_an_inexact_path_is_refused(monkeypatch):

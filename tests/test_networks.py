@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ddvi.networks import Denoiser, Dropout
+from ddvi.networks import Denoiser, Dropout, Linear
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.2, 0.4])
@@ -35,6 +35,22 @@ def test_dropouts_mask_is_what_its_bits_say(monkeypatch):
     monkeypatch.setattr("ddvi.networks._random_bits", lambda shape, device: bits)
     value = layer(torch.full((5,), 3.0))
     assert value.tolist() == [0, 0, *[pytest.approx(3 * 2**16 / (2**16 - layer.dropped))] * 3]
+
+
+def test_a_bias_that_is_added_afterwards_changes_nothing(monkeypatch):
+    """What CUDA takes, which has no tensors here: output and gradients are those of a plain layer."""
+    x, layer = torch.randn(5, 3, dtype=torch.float64, requires_grad=True), Linear(3, 4).double()
+    wanted = [x, *layer.parameters()]
+
+    def answers():
+        output = layer(x)
+        return output, *torch.autograd.grad(output.square().sum(), wanted)
+
+    plain = answers()
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    monkeypatch.setattr(torch.nn.Linear, "forward", None)  # it isn't asked
+    for one, other in zip(answers(), plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
 def test_the_denoisers_gradient_agrees_with_finite_differences():

@@ -329,8 +329,9 @@ def test_double_precision_is_double_throughout(tmp_path: Path, measures: list[bo
     assert settings.precision == "64"
 
 
-def test_half_precision_trains(tmp_path: Path, measures: list[bool]) -> None:
-    runs.train(small(tmp_path, precision="bf16"))
+@pytest.mark.parametrize("precision", ["bf16", "tf32"])
+def test_reduced_precision_trains(precision: str, tmp_path: Path, measures: list[bool]) -> None:
+    runs.train(small(tmp_path, precision=precision))
     assert {p.dtype for p in runs.load_run(tmp_path)[2].parameters()} == {torch.float32}
 
 

@@ -27,7 +27,7 @@ def test_seed_names_are_accepted(alias: str) -> None:
         (("mnist", "vae", "swissroll"), {}, "'swiss_roll'"),
         (("mnist", "vae", "pinwheel"), {"epoch": "3"}, "'epochs'"),
         (("mnist", "vae", "pinwheel"), {"likelihood": "bernouli"}, "'bernoulli'"),
-        (("mnist", "vae", "pinwheel"), {"precision": "16"}, "32, 64, bf16"),
+        (("mnist", "vae", "pinwheel"), {"precision": "16"}, "32, 64, tf32, bf16"),
         (("mnist", "aae", "pinwheel"), {"objective": "elbo"}, "choose from adversarial"),
         (("mnist", "vae", "pinwheel"), {"prior": "gaussian"}, "by its place"),
         (("mnist", "vae", "pinwheel"), {"epochs": "many"}, "a whole number"),

@@ -39,7 +39,7 @@ def arithmetic(precision: str = "32", threads: int = 0, path: str | None = None)
     meanwhile, which go on so; those that it had started before keep what they had.
 
     Args:
-        precision: "32", "64" or "bf16", as the setting.
+        precision: "32", "64", "tf32" or "bf16", as the setting.
         threads: CPU threads; 0 keeps the caller's.
         path: one of `PATHS`; the fastest exact one of this processor if None.
 
@@ -100,6 +100,13 @@ def _keep_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_MMAP_THRESHOLD, 1 << 30)
         mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def path_of(device: str, precision: str) -> str | None:
+    """The path of a kind of device in a precision, as the settings; None on a CPU, where it is measured."""
+    if device == "cpu":
+        return None
+    return "high" if precision == "tf32" else PATHS[0]
 
 
 def fastest_path() -> str:

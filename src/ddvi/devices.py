@@ -14,7 +14,7 @@ from ddvi.settings import Settings
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-_PRECISIONS = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed"}
+_PRECISIONS = {"32": "32-true", "tf32": "32-true", "64": "64-true", "bf16": "bf16-mixed"}
 
 
 def choose_device(settings: Settings) -> str:

@@ -26,18 +26,27 @@ class Given(nn.Module):
         return x
 
 
+class Linear(nn.Linear):
+    """A linear layer that adds its bias afterwards on CUDA, where products of few rows with it take twice as long."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not input.is_cuda:
+            return super().forward(input)
+        return nn.functional.linear(input, self.weight).add_(self.bias)
+
+
 def mlp(
     features: int, hidden: tuple[int, ...], out: int | None = None, dropout: float = 0.0, slope: float = 0.01
 ) -> nn.Sequential:
     """Fully connected leaky-ReLU layers, and a linear one at the end where `out` is given."""
     layers: list[nn.Module] = []
     for size in hidden:
-        layers += [nn.Linear(features, size), nn.LeakyReLU(slope, inplace=True)]
+        layers += [Linear(features, size), nn.LeakyReLU(slope, inplace=True)]
         if dropout > 0:
             layers.append(Dropout(dropout))
         features = size
     if out is not None:
-        layers.append(nn.Linear(features, out))
+        layers.append(Linear(features, out))
     return nn.Sequential(*layers)
 
 

@@ -351,9 +351,9 @@ def report(paths: Sequence[Path], output: Path | None = None, data_root: str = "
 
 def arithmetic(settings: Settings) -> AbstractContextManager[str]:
     """The arithmetic of a run, for the length of a block; one that goes on keeps its path of matrix products."""
-    from ddvi.arithmetic import PATHS, arithmetic
+    from ddvi.arithmetic import arithmetic, path_of
 
-    path = None if choose_device(settings) == "cpu" else PATHS[0]
+    path = path_of(choose_device(settings), settings.precision)
     if (settings.folder / folders.CONFIG).exists() and not settings.overwrite:
         path = folders.read_config(settings.folder).get("matrix_products") or path
     return arithmetic(settings.precision, settings.threads, path)

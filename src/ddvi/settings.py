@@ -170,7 +170,11 @@ class Settings:
     graphs: bool = setting(True, "cuda: record what a step does once, and launch it as one")
     compile: bool = setting(False, "cuda: fuse a chain's small operations by torch.compile, half a minute once")
     devices: int = setting(1, "how many train together, a process each, on batches shared out among them", minimum=1)
-    precision: str = setting("32", "floating-point numbers", choices=("32", "64", "bf16"))
+    precision: str = setting(
+        "32",
+        "floating-point numbers; tf32 rounds what matrix products take on CUDA, and is 32 elsewhere",
+        choices=("32", "64", "tf32", "bf16"),
+    )
     threads: int = setting(0, "CPU threads; 0 takes torch's own choice", minimum=0)
     out: str = setting("", "the run folder; runs/DATASET/METHOD/PRIOR/seedN if empty")
     resume: bool = setting(False, "go on with an interrupted run in the same folder")

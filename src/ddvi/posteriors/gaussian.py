@@ -12,10 +12,11 @@ from typing import final
 from torch import Tensor, nn
 
 from ddvi.gaussians import DiagonalGaussian
+from ddvi.networks import Linear
 from ddvi.posteriors.base import LARGEST_LOG_VARIANCE, VARIANCE_FLOOR, ExplicitConditional, Posterior
 
 
-class GaussianHead(nn.Linear):
+class GaussianHead(Linear):
     """Features (*, features) to a diagonal Gaussian on R^D; its variance is at least `VARIANCE_FLOOR`."""
 
     def __init__(self, features: int, latent_size: int) -> None:
