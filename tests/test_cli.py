@@ -128,7 +128,7 @@ def test_train_evaluate_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    words = [*SMALL, "epochs=150", f"out={folder}"]
+    words = [*SMALL, "epochs=150", "report=false", f"out={folder}"]
     program = [sys.executable, "-m", "ddvi.cli", "train"]
     process = subprocess.Popen([*program, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
@@ -152,7 +152,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
 def test_two_devices_stop_together_and_one_goes_on(tmp_path: Path) -> None:
     """As a terminal does it, Ctrl-C reaches both processes; one of them speaks."""
     folder = tmp_path / "run"
-    words = [*SMALL, "epochs=150", f"out={folder}", "device=cpu", "devices=2"]
+    words = [*SMALL, "epochs=150", "report=false", f"out={folder}", "device=cpu", "devices=2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     program = [sys.executable, "-m", "ddvi.cli", "train"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

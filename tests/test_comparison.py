@@ -20,7 +20,8 @@ def finished(
     folder.mkdir()
     settings = resolve(dataset, method, prior, given | {"out": str(folder)})
     folders.write_config(settings, {"event_shape": [1, 8, 8]}, {"digits": "abc"}, "highest")
-    common = {"evaluation": "full", "n_test": 297, "likelihood": "bernoulli", "fingerprint": {"digits": "abc"}}
+    common = {"evaluation": "full", "n_test": 297, "likelihood": "bernoulli", "measured_on": "test"}
+    common["fingerprint"] = {"digits": "abc"}
     folders.write_metrics(folder, common | {"elbo": -25.0, "mmd": 0.2} | metrics)
     return folder
 
@@ -46,7 +47,11 @@ def test_the_best_is_by_each_measures_own_direction(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("other", "sentence"),
-    [({"evaluation": "quick"}, "some in full"), ({"fingerprint": {"digits": "xyz"}}, "different data")],
+    [
+        ({"evaluation": "quick"}, "some in full"),
+        ({"fingerprint": {"digits": "xyz"}}, "different data"),
+        ({"measured_on": "validation"}, "different data"),
+    ],
 )
 def test_what_is_not_comparable_has_no_best_and_is_said(other: dict[str, Any], sentence: str, tmp_path: Path) -> None:
     runs = comparison.read([finished(tmp_path / "a"), finished(tmp_path / "b", elbo=-1.0, **other)])

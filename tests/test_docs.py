@@ -126,7 +126,7 @@ def test_the_page_on_own_data_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     commands = [shlex.split(line) for code in blocks("docs/own_data.md", "sh") for line in code.splitlines()]
     assert [words[1] for words in commands] == ["train", "train", "embed"]
     for words in commands:
-        small = ["hidden_size=16", "threads=1"] if words[1] == "train" else []
+        small = ["hidden_size=16", "threads=1", "report=false"] if words[1] == "train" else []
         result = run(ROOT, "-m", "ddvi.cli", *words[1:], *small, cwd=tmp_path)
         assert result.returncode == 0, f"{shlex.join(words)}\n{result.stdout}{result.stderr}"
     assert len((tmp_path / "latents.csv").read_text().splitlines()) == 601
@@ -194,7 +194,7 @@ def test_the_pages_commands_run_with_one_file_and_one_line_more(extended: Path) 
     commands = [shlex.split(line) for code in blocks("docs/extending.md", "sh") for line in code.splitlines()]
     assert {words[1] for words in commands} == {"list", "train", "sample"}
     for words in commands:
-        small = ["limit=200", "hidden_size=16", "threads=1"] if words[1] == "train" else []
+        small = ["limit=200", "hidden_size=16", "threads=1", "report=false"] if words[1] == "train" else []
         result = run(extended, "-m", "ddvi.cli", *words[1:], *small)
         assert result.returncode == 0, f"{shlex.join(words)}\n{result.stdout}{result.stderr}"
         if words[1] == "list":

@@ -1,5 +1,6 @@
 """Each measure against its definition, computed again by other means on cases small enough for that."""
 
+import copy
 import json
 import math
 from dataclasses import replace
@@ -30,7 +31,7 @@ from ddvi.networks import Dropout
 from ddvi.posteriors.base import VARIANCE_FLOOR
 from ddvi.posteriors.diffusion import DiffusionPosterior
 from ddvi.posteriors.gaussian import GaussianPosterior
-from ddvi.preprocessing import Standardise
+from ddvi.preprocessing import Binarise, Dequantise, Standardise
 from ddvi.priors import DistributionPrior, make_prior
 from ddvi.randomness import generator, random_state, seeded
 from ddvi.settings import resolve
@@ -49,6 +50,23 @@ SMALL = replace(
 @pytest.fixture
 def small(monkeypatch):
     monkeypatch.setattr(evaluation, "QUICK", SMALL)
+
+
+@pytest.mark.parametrize("kind", [Binarise(255.0), Dequantise(255.0)])
+def test_the_test_set_is_one_in_every_precision(kind):
+    raw = torch.randint(256, (50, 6, 6), dtype=torch.uint8)
+    with seeded(3):
+        single = prepared(kind, raw)
+        state = torch.get_rng_state()
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            double = prepared(copy.deepcopy(kind).double(), raw)
+        finally:
+            torch.set_default_dtype(before)
+        assert torch.equal(state, torch.get_rng_state())
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(double, single.double(), rtol=0, atol=1e-6)
 
 
 def dataset(kind="grey", labels=True, n_train=80, n_test=70):

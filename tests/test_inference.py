@@ -1,5 +1,6 @@
 """Own models: what is learnt is held to posteriors that are known in closed form."""
 
+import functools
 import math
 import subprocess
 import sys
@@ -239,6 +240,20 @@ def test_every_form_of_a_likelihood_scores_and_draws_the_same(form):
     with ddvi.seeded(1):
         assert torch.equal(drawn, likelihood(z).sample())
     assert len(ddvi.Inference(prior(), source, "vae").fit(x, epochs=2).history) == 2
+
+
+def test_what_simulations_have_taught_goes_on_after_it_was_loaded(tmp_path):
+    simulator = lambda z: likelihood(z).sample()  # noqa: E731
+    ddvi.Inference(prior(), simulator, "vae").fit_simulations(count=200, epochs=1).save(tmp_path / "file")
+    again = ddvi.Inference.load(tmp_path / "file", prior(), simulator).fit_simulations(count=200, epochs=1)
+    assert len(again.history) == 2
+
+
+def test_a_partial_of_a_posterior_is_trained_as_its_class():
+    few = functools.partial(ddvi.DiffusionPosterior, steps=3)
+    for made in (few, ddvi.DiffusionPosterior):
+        assert ddvi.Inference(prior(), likelihood, made).settings.objective == "reweighted_wake_sleep"
+    assert ddvi.Inference(prior(), likelihood, lambda encoder, size: few(encoder, size)).settings.objective == "elbo"
 
 
 def test_a_simulator_without_a_density_sleeps_but_has_no_bound():

@@ -24,6 +24,7 @@ from ddvi.errors import InputError
 from ddvi.evidence import exact_log_likelihood
 from ddvi.model import LatentVariableModel
 from ddvi.posteriors.gaussian import GaussianPosterior
+from ddvi.posteriors.scaled import ScaledPosterior
 from ddvi.randomness import random_state, seeded
 from ddvi.report import gathering, posterior
 from ddvi.report.pictures import packed, sprite
@@ -112,6 +113,14 @@ def test_the_path_ends_in_the_posterior_and_begins_in_its_start() -> None:
     z_t = array(found["z"]).reshape(found["steps"] + 1, found["count"], 2)
     assert np.allclose(z_t[0].mean(0), z.mean(0), atol=4 * z_t[0].std(0) / math.sqrt(found["count"]) * 1.5)
     assert np.allclose(z_t[-1].mean(0), conditional.start.mean[0], atol=0.06)
+
+
+def test_a_chain_in_units_of_the_prior_is_a_chain() -> None:
+    model, data, _ = composed(size=3)
+    assert isinstance(model.posterior, ScaledPosterior)
+    found = posterior.paths(model, model.preprocessing(data.test_x[:5]), 3)
+    assert found is not None
+    assert array(found["z"]).size == (found["steps"] + 1) * found["count"] * 2
 
 
 def test_nothing_random_is_touched_and_it_is_the_same_each_time() -> None:

@@ -18,6 +18,7 @@ from ddvi import data, evaluation, folders, runs
 from ddvi.catalogue import MEASURES
 from ddvi.errors import InputError
 from ddvi.settings import Settings, resolve
+from ddvi.training import Trainer
 
 FILES = {
     "config.yaml",
@@ -124,6 +125,34 @@ def test_a_decoder_of_another_run_is_taken_and_rests(tmp_path: Path, measures: l
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no model"):
         runs.train(small(tmp_path / "fifth", decoder=tmp_path / "empty"))
+
+
+def test_a_decoder_that_rests_drops_nothing(
+    tmp_path: Path, measures: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs.train(small(tmp_path / "first", dropout=0.5))
+    modes = set()
+    take = Trainer._step
+
+    def step(trainer: Trainer, *given: Any) -> None:
+        take(trainer, *given)
+        modes.add((trainer.model.likelihood.training, trainer.model.posterior.training))
+
+    monkeypatch.setattr(Trainer, "_step", step)
+    runs.train(small(tmp_path / "second", dropout=0.5, decoder=tmp_path / "first", epochs=2, validation=20))
+    assert modes == {(False, True)}
+
+
+@pytest.mark.parametrize(("device", "stored", "taken"), [("cuda", "medium", "highest"), ("cpu", "medium", None)])
+def test_a_path_of_products_is_kept_where_it_is_exact(
+    device: str, stored: str, taken: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = small(tmp_path)
+    folders.write_config(settings, {}, {}, stored)
+    monkeypatch.setattr(runs, "choose_device", lambda _: device)
+    monkeypatch.setattr("ddvi.arithmetic.measure_path", lambda *_, **__: (1.0, 1e-3))
+    monkeypatch.setattr("ddvi.arithmetic.arithmetic", lambda precision, threads, path: path)
+    assert runs.arithmetic(settings) == taken
 
 
 def test_the_callers_state_is_untouched(tmp_path: Path, measures: list[bool]) -> None:
@@ -345,6 +374,7 @@ def test_a_missing_device_is_refused(tmp_path: Path) -> None:
 @pytest.mark.skipif("DDVI_DATA" not in os.environ, reason="DDVI_DATA names no folder with MNIST")
 @pytest.mark.parametrize("method", ["vae", "iaf_vae", "h_iaf_vae", "aae", "diff_vae_warmup"])
 def test_an_epoch_of_each_method_on_real_mnist(method: str, tmp_path: Path) -> None:
-    values = {"limit": 500, "epochs": 1, "evaluation": "quick", "data_root": os.environ["DDVI_DATA"], "out": tmp_path}
+    values = {"limit": 500, "epochs": 1, "evaluation": "quick", "report": False, "out": tmp_path}
+    values["data_root"] = os.environ["DDVI_DATA"]
     metrics = runs.train(resolve("mnist", method, "pinwheel", values))
     assert -600 < metrics["log_likelihood"] < -100

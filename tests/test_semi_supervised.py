@@ -664,8 +664,8 @@ TINY = {
 
 def small(out, method="ddvi", **overrides):
     """A run of a few seconds, of 300 digits."""
-    values = TINY | {"epochs": 2, "limit": 300, "n_labels": 30, "batch_size": 50, "out": out} | overrides
-    return resolve("digits_semi", f"{method}_semi", "pinwheel", values)
+    values = TINY | {"epochs": 2, "limit": 300, "n_labels": 30, "batch_size": 50, "report": False, "out": out}
+    return resolve("digits_semi", f"{method}_semi", "pinwheel", values | overrides)
 
 
 @pytest.fixture
@@ -915,6 +915,19 @@ def test_a_run_is_judged_as_a_classifier_too(method, tmp_path):
         assert metrics["elbo"] < metrics["log_likelihood"]
         assert metrics["iw_bound"] > metrics["elbo"]
     assert (tmp_path / "run/latents.png").exists()
+
+
+def test_without_labels_to_be_judged_by_there_is_no_judgement(tmp_path, monkeypatch):
+    load = data.load
+
+    def unknown(*given):
+        whole = load(*given)
+        return dataclasses.replace(whole, test_y=torch.full_like(whole.test_y, -1))
+
+    monkeypatch.setattr(data, "load", unknown)
+    metrics = runs.train(small(tmp_path / "run", "vae", limit=100, batch_size=30, epochs=1))
+    assert "log_likelihood" in metrics
+    assert not {"accuracy", "confusion_matrix", "joint_log_likelihood", "knn_accuracy"} & metrics.keys()
 
 
 # Pictures

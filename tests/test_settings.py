@@ -43,6 +43,8 @@ def test_seed_names_are_accepted(alias: str) -> None:
         (("mnist", "vae", "pinwheel"), {"resume": "true", "overwrite": "true"}, "one of them"),
         (("mnist", "vae", "pinwheel"), {"data_root": "/nowhere/at/all"}, "not a folder"),
         (("nothing.npz", "vae", "pinwheel"), {}, "no file"),
+        ((__file__, "vae", "pinwheel"), {"preset": "paper"}, "not for a file"),
+        (("mnist_semi", "vae_semi", "less_noisy_square"), {"latent_size": "3"}, "in the plane only"),
     ],
 )
 def test_mistakes_get_the_nearest_right_thing(
@@ -122,6 +124,12 @@ def test_deviations_are_what_a_user_would_write(method: str, preset: str) -> Non
     again = resolve("mnist", method, "pinwheel", found | {"seed": "4", "threads": "1", "evaluation": "quick"})
     assert again == settings
     assert deviations(resolve("digits_semi", f"{method}_semi", "gaussian")) == {}
+
+
+@pytest.mark.parametrize("given", [{"prior_samples": 0, "samples": 4}, {"prior_samples": 0}, {"samples": 8}])
+def test_deviations_say_what_other_defaults_follow(given: dict[str, int]) -> None:
+    settings = resolve("mnist", "ddvi", "pinwheel", given)
+    assert resolve("mnist", "ddvi", "pinwheel", deviations(settings)) == settings
 
 
 def test_another_objective_is_one_deviation_with_its_own_defaults() -> None:

@@ -109,6 +109,11 @@ def path_of(device: str, precision: str) -> str | None:
     return "high" if precision == "tf32" else PATHS[0]
 
 
+def keeps_precision(path: str) -> bool:
+    """Whether products by a path keep single precision on this machine's CPU."""
+    return path == PATHS[0] or measure_path(path, _SHAPES[0], repeats=1)[1] <= LARGEST_ERROR
+
+
 def fastest_path() -> str:
     """The fastest of `PATHS` that keeps single precision on this machine's CPU; measured once and remembered."""
     file = cache_folder() / "matrix_products.json"

@@ -117,7 +117,8 @@ def comparable(runs: Sequence[Run]) -> bool:
 
 def _data(run: Run) -> tuple[object, ...]:
     fingerprint = run.metrics.get("fingerprint") or {}
-    return (*sorted(fingerprint.values()), run.metrics.get("n_test"), run.metrics.get("likelihood"))
+    told = (run.metrics.get(name) for name in ("n_test", "measured_on", "likelihood"))
+    return (*sorted(fingerprint.values()), *told)
 
 
 def notes(runs: Sequence[Run]) -> list[str]:

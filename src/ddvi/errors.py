@@ -23,7 +23,9 @@ class InputError(ValueError):
 
 
 class TrainingError(RuntimeError):
-    """Training had to stop: loss or gradient weren't finite three times in a row. The last good checkpoint is kept.
+    """Training had to stop: loss or gradient weren't finite three times in a row, or a device or process failed it.
+
+    A run keeps its last good checkpoint.
 
     Example:
         >>> issubclass(TrainingError, RuntimeError)

@@ -21,7 +21,7 @@ from ddvi.measures import calibration_error, latent_nll, maximum_mean_discrepanc
 from ddvi.model import LatentVariableModel
 from ddvi.preprocessing import AsIs, Dequantise, Preprocessing
 from ddvi.priors import Prior, as_prior
-from ddvi.randomness import derive_seed, generator, seeded
+from ddvi.randomness import derive_seed, generator, portable, seeded
 
 _FIXED_SEED = 0
 _CHUNK = 1000
@@ -121,8 +121,8 @@ def evaluate(
 
 
 def prepared(preprocessing: Preprocessing, raw: Tensor) -> Tensor:
-    """Observations from raw test data (N, *event): what is random in them is drawn once and for all."""
-    with seeded(_FIXED_SEED, "test set"):
+    """Observations from raw test data (N, *event): what is random in them is drawn once and for all, on any device."""
+    with seeded(_FIXED_SEED, "test set"), portable():
         return torch.cat([preprocessing(part) for part in raw.split(_CHUNK)])
 
 
@@ -256,6 +256,8 @@ def classification(model: LatentVariableModel, dataset: Dataset, x: Tensor, effo
     if dataset.test_y is None:
         return {}
     known = (dataset.test_y[: len(x)] >= 0).nonzero()[:, 0]
+    if not len(known):
+        return {}
     labels = dataset.test_y[known]
     probability = torch.cat([model.classify(part).exp().cpu() for part in x[known.to(x.device)].split(_CHUNK)])
     confidence, guess = probability.max(-1)
@@ -271,7 +273,7 @@ def classification(model: LatentVariableModel, dataset: Dataset, x: Tensor, effo
         joint = torch.cat(
             [
                 exact_log_likelihood(
-                    as_prior(_Part(model.prior, label)),
+                    as_prior(_Part(model.prior, label)).to(x.device),
                     model.likelihood,
                     x[known][labels == label],
                     nodes=effort.nodes // classes,

@@ -72,8 +72,9 @@ class Inference:
         likelihood: p(x | z): a module or function from latents (*, *latent) to a torch distribution of batch shape (*),
             or to draws of x if there is no density; or an object with `log_prob(x, z)` and `sample(z)`.
         posterior: a method's name (`ddvi list`), a `Posterior` over unconstrained latents, or a function
-            (encoder, D) to one, such as its class.
-        objective: its name or an `Objective`; by default the one that suits the posterior.
+            (encoder, D) to one, such as its class or a `functools.partial` of it.
+        objective: its name or an `Objective`; by default the one that suits the method, and of a posterior that is none
+            of ours, or a function to one, the ELBO.
         encoder: a module with `out_features`, from x (B, *event), in torch's default precision, to (B, out_features);
             by default dense layers on standardised entries, on their logarithms for counts.
         support: of the latents, a torch constraint; by default the prior's own `support`.
@@ -261,6 +262,7 @@ class Inference:
         """
         facts = {
             "settings": stored(self.settings, self._given, self._objective),
+            "objective": self._objective if isinstance(self._objective, str) else None,
             "event_shape": list(self._event_shape),
             "counts": self._counts,
             "latents": [list(section.shape) for section in self.bijection.parts],
@@ -300,6 +302,7 @@ class Inference:
         parts = posterior or method, objective or bound
         options = {"encoder": encoder, "support": support, "train_likelihood": train_likelihood, "device": device}
         inference = cls(prior, likelihood, *parts, **options, **named)
+        inference._objective = objective or facts.get("objective", bound)  # "auto" leaves simulations their choice
         latents = [torch.Size(shape) for shape in facts["latents"]]
         bijection = inference._bijection or Bijection([section(support, latents[0], "z")])
         if [part.shape for part in bijection.parts] != latents:

@@ -95,12 +95,12 @@ def check_given(path: Path, who: str, then: Mapping[str, bool], now: Mapping[str
 
 
 def _method_of(posterior: Posterior | PosteriorMaker) -> str:
-    """The method whose posterior this is or makes; the first one's where it is none of ours."""
+    """The method whose posterior this is or makes, as a class or a partial of one; else the first one."""
     if not isinstance(posterior, Posterior) and not callable(posterior):
         raise InputError(
             f"{type(posterior).__name__} is no posterior; give a name, a Posterior, or a function (encoder, D) to one"
         )
-    kind = type(posterior) if isinstance(posterior, Posterior) else posterior
+    kind = type(posterior) if isinstance(posterior, Posterior) else getattr(posterior, "func", posterior)
     return next((name for name, method in METHODS.items() if method.posterior_class() is kind), next(iter(METHODS)))
 
 

@@ -147,6 +147,7 @@ class Shard:
 
 _SHARD: ContextVar[Shard | None] = ContextVar("shard", default=None)
 _ALIKE: ContextVar[bool] = ContextVar("alike", default=False)
+_PORTABLE: ContextVar[bool] = ContextVar("portable", default=False)
 
 
 @contextlib.contextmanager
@@ -176,6 +177,16 @@ def alike() -> Iterator[None]:
         yield
     finally:
         _ALIKE.reset(token)
+
+
+@contextlib.contextmanager
+def portable() -> Iterator[None]:
+    """Let what is drawn in a block by `draw` be the same on every device, in every precision but for rounding."""
+    token = _PORTABLE.set(True)
+    try:
+        yield
+    finally:
+        _PORTABLE.reset(token)
 
 
 def part(values: Tensor, axis: int = 0) -> Tensor:
@@ -217,6 +228,9 @@ def draw(sampler: Callable[..., Tensor], shape: Sequence[int], axis: int, **opti
         options: for the sampler.
     """
     shard = _SHARD.get()
+    if _PORTABLE.get():
+        drawn = sampler(shape, **options | {"dtype": torch.float32, "device": "cpu"})
+        return drawn.to(options.get("device"), options.get("dtype"))
     if _ALIKE.get():
         one = list(shape)
         one[axis] = 1

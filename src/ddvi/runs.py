@@ -208,7 +208,7 @@ def _evaluate(
     """Measures, pictures, `metrics.json` and the report of a trained model; the last step of a run."""
     import torch
 
-    from ddvi import data, evaluation, figures
+    from ddvi import evaluation, figures
     from ddvi.arithmetic import processor
 
     folder, say = settings.folder, listener.message if listener else _silent
@@ -217,8 +217,7 @@ def _evaluate(
         "n_validation": n_validation,
         "n_test": len(dataset.test_x),
     }
-    if settings.measured_on == "validation":
-        dataset = dataset.held_out(*data.split_validation(dataset, n_validation, settings.seed))
+    dataset = measured(settings, dataset)
     model.eval()
     if next(model.parameters()).device.type == "mps":
         model.to("cpu")  # the measures need double precision
@@ -344,18 +343,30 @@ def report(paths: Sequence[Path], output: Path | None = None, data_root: str = "
             loaded[source] = data.load(*source)
         folders.check_same_data(run.folder, loaded[source].fingerprint)
         with arithmetic(settings):
-            gathered.append(report.gather(run, model, loaded[source]))
+            gathered.append(report.gather(run, model, measured(settings, loaded[source])))
     report.write(found, gathered, output)
     return output
 
 
+def measured(settings: Settings, dataset: Dataset) -> Dataset:
+    """The data with what a run is measured on as its test part, which `measured_on=validation` takes from training."""
+    if settings.measured_on != "validation":
+        return dataset
+    from ddvi import data
+
+    held_out = fit_to_size(settings, len(dataset.train_x)).validation
+    return dataset.held_out(*data.split_validation(dataset, held_out, settings.seed))
+
+
 def arithmetic(settings: Settings) -> AbstractContextManager[str]:
-    """The arithmetic of a run, for the length of a block; one that goes on keeps its path of matrix products."""
-    from ddvi.arithmetic import arithmetic, path_of
+    """The arithmetic of a run, for the length of a block; on a CPU it keeps its path of matrix products if that is
+    exact there too."""
+    from ddvi.arithmetic import arithmetic, keeps_precision, path_of
 
     path = path_of(choose_device(settings), settings.precision)
-    if (settings.folder / folders.CONFIG).exists() and not settings.overwrite:
-        path = folders.read_config(settings.folder).get("matrix_products") or path
+    if path is None and (settings.folder / folders.CONFIG).exists() and not settings.overwrite:
+        path = folders.read_config(settings.folder).get("matrix_products")
+        path = path if path and keeps_precision(path) else None
     return arithmetic(settings.precision, settings.threads, path)
 
 

@@ -328,7 +328,8 @@ def deviations(settings: Settings) -> dict[str, str]:
     Without the seed, and without what doesn't decide what is learnt. Equal deviations are equal compositions.
     """
     named = settings.dataset, settings.method, settings.prior, settings.semi_supervised
-    given = {name: getattr(settings, name) for name in ("preset", "objective", "epochs", "latent_size")}
+    decide = ("preset", "objective", "epochs", "latent_size", "prior_samples")  # what other defaults follow
+    given = {name: getattr(settings, name) for name in decide}
     layers, _ = _layers(*named, given)
     _, objective = _layers(*named, {"preset": settings.preset})
     usual = {name: layers.get(name, field.default) for name, field in FIELDS.items()} | {"objective": objective}
@@ -409,6 +410,13 @@ def _check_together(settings: Settings) -> None:
             f"latent_size={settings.latent_size} is too small for the prior {settings.prior}; use at least {least}, or"
             " the gaussian prior"
         )
+    if settings.semi_supervised and settings.latent_size > 2 and settings.prior == "less_noisy_square":
+        raise InputError(
+            f"latent_size={settings.latent_size} is too large for labels with less_noisy_square, whose parts make up"
+            " the prior in the plane only; use latent_size=2, or another prior"
+        )
+    if settings.preset == "paper" and settings.dataset not in DATASETS:
+        raise InputError(f"preset=paper has weights for {', '.join(DATASETS)} alone, not for a file; leave preset out")
     if settings.data_root and not os.path.isdir(settings.data_root):
         raise InputError(f"data_root={settings.data_root} is not a folder; give one, or leave it out to download")
     if settings.decoder and not os.path.isdir(settings.decoder):

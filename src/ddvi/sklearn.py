@@ -38,7 +38,7 @@ from ddvi.training import Trainer
 
 _ROWS_AT_ONCE = 50_000  # draws × examples
 _COUNTS = ("poisson", "negative_binomial", "categorical")
-_OF_RUNS = {*FREE_ON_RESUME, "decoder", "n_labels", "limit", "validation", "measured_on", "precision"} - {
+_OF_RUNS = {*FREE_ON_RESUME, "decoder", "n_labels", "limit", "validation", "measured_on", "precision", "preset"} - {
     *("graphs", "compile"),
 }
 """Settings that nothing reads here."""

@@ -342,9 +342,10 @@ def draw(root: Path, output: Path | None = None, data_root: str = "") -> list[Pa
                 if dataset is None:
                     source = data_root or settings.data_root or None
                     dataset = data.load(settings.dataset, source, settings.seed, settings.limit or None)
-                y = None if dataset.test_y is None else dataset.test_y[:_POINTS]
+                shown = runs.measured(settings, dataset)
+                y = None if shown.test_y is None else shown.test_y[:_POINTS]
                 with runs.arithmetic(settings):
-                    x = evaluation.prepared(model.preprocessing, dataset.test_x[:_POINTS])
+                    x = evaluation.prepared(model.preprocessing, shown.test_x[:_POINTS])
                     z = evaluation.latents(model, x, settings.seed)
                     prior_z = model.prior.sample((_POINTS,), generator=generator(settings.seed, "latent spaces"))
                 panels.append((titles[column].replace(" ", "\n"), z, y))

@@ -162,7 +162,6 @@ class Trainer:
             if resume:
                 self._restore()
             self.processes.start_alike(self.model, [len(self.train_x), len(self.labelled.x) if self.labelled else 0])
-            self.model.train()
             try:
                 while self.state.epoch < self.schedule.epochs:
                     self._epoch(interrupted)
@@ -175,6 +174,7 @@ class Trainer:
     def _epoch(self, interrupted: threading.Event) -> None:
         state, schedule = self.state, self.schedule
         self.steps.begin(schedule.phase(state.epoch))
+        self._learn()
         order = torch.randperm(len(self.train_x), generator=generator(schedule.seed, "order", state.epoch))
         order = self.fabric.to_device(order)
         total_steps = schedule.epochs * self.steps_per_epoch
@@ -209,6 +209,13 @@ class Trainer:
             self.listener.epoch(row)
         self._save()
 
+    def _learn(self) -> None:
+        """Put the model into training mode, but for what rests: it is the same at each pass."""
+        self.model.train()
+        for name, child in self.model.named_children():
+            if name in self.schedule.phase(self.state.epoch).frozen:
+                child.eval()
+
     def _step(self, rows: Tensor, progress: float) -> None:
         outcome = self.steps(rows, progress, self._choose_labelled(len(rows)))
         self._open.append((f"epoch {self.state.epoch + 1}, step {self.state.step + 1}", outcome))
@@ -235,9 +242,9 @@ class Trainer:
             if self.listener:
                 self.listener.message(f"{where}: {complaint} not finite; the step is skipped")
             if state.bad_in_a_row > BAD_STEPS_ALLOWED:
+                kept = "the last good checkpoint is kept: lower lr or clip_norm" if self.path else "lower lr"
                 raise TrainingError(
-                    f"{complaint} not finite, three times in a row by {where}; the last good checkpoint is kept: lower"
-                    " lr or clip_norm, or look at the data"
+                    f"{complaint} not finite, three times in a row by {where}; {kept}, or look at the data"
                 )
 
     def _row(self) -> dict[str, Any]:
@@ -266,7 +273,7 @@ class Trainer:
             for rows in torch.arange(len(raw), device=raw.device).split(_VALIDATION_CHUNK):
                 x = self.model.preprocessing(raw[rows])
                 total += float(self.model.held_out_bound(x, None if z is None else z[rows]).sum())
-        self.model.train()
+        self._learn()
         return total / len(raw)
 
     def _save(self) -> None:

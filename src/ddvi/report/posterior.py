@@ -21,6 +21,7 @@ from ddvi.errors import InputError
 from ddvi.evidence import exact_log_likelihood
 from ddvi.model import LatentVariableModel
 from ddvi.posteriors.diffusion import DiffusionConditional
+from ddvi.posteriors.scaled import ScaledConditional
 from ddvi.report.pictures import packed
 
 _SIDE = 64  # nodes along an edge of a picture
@@ -37,7 +38,8 @@ _NEGLIGIBLE = 1e-3  # share of the evidence in a cell
 def paths(model: LatentVariableModel, x: Tensor, size: int) -> dict[str, Any] | None:
     """z_0 … z_T of observations (N, *event), their first two coordinates; None where the posterior isn't a chain."""
     conditional = model.conditional(x[:1])
-    if not isinstance(conditional, DiffusionConditional):
+    inner = conditional.base if isinstance(conditional, ScaledConditional) else conditional
+    if not isinstance(inner, DiffusionConditional):
         return None
     count = max(1, min(len(x), _MOST_PATH_VALUES // (2 * (1 + conditional.auxiliaries))))
     path = model.conditional(x[:count]).draw().path[..., :2]
