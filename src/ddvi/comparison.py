@@ -15,7 +15,7 @@ from typing import Any
 from ddvi import folders
 from ddvi.catalogue import DATASETS, MEASURES
 from ddvi.errors import InputError
-from ddvi.settings import FIELDS, SEMI, Settings, as_text, deviations
+from ddvi.settings import FIELDS, Settings, as_text, deviations
 
 TRAINING = "training_seconds"
 """What a run's training took, which is no measure."""
@@ -33,14 +33,12 @@ class Run:
     @property
     def row(self) -> tuple[str, ...]:
         """Method and deviations, which decide the row that it belongs to."""
-        method = self.settings.method + SEMI * self.settings.semi_supervised
-        return (method, *(f"{name}={value}" for name, value in deviations(self.settings).items()))
+        return (self.settings.full_method, *(f"{name}={value}" for name, value in deviations(self.settings).items()))
 
     @property
     def place(self) -> tuple[str, str]:
         """Data set and prior, which decide the table."""
-        dataset = self.settings.dataset if self.settings.dataset in DATASETS else Path(self.settings.dataset).stem
-        return dataset + SEMI * self.settings.semi_supervised, self.settings.prior
+        return self.settings.full_dataset, self.settings.prior
 
     def values(self) -> dict[str, float]:
         """Its measures, and the seconds of its training."""
@@ -140,11 +138,11 @@ def notes(runs: Sequence[Run]) -> list[str]:
 
 def command(run: Run) -> str:
     """What reproduces a run."""
-    settings, suffix = run.settings, SEMI * run.settings.semi_supervised
-    dataset = settings.dataset + (suffix if settings.dataset in DATASETS else "")
+    settings = run.settings
+    dataset = settings.full_dataset if settings.dataset in DATASETS else settings.dataset
     given = deviations(settings) | {"seed": as_text(settings.seed)}
     for name in ("evaluation", "precision"):
         if (value := getattr(settings, name)) != FIELDS[name].default:
             given[name] = as_text(value)
-    words = [dataset, settings.method + suffix, settings.prior, *(f"{name}={value}" for name, value in given.items())]
+    words = [dataset, settings.full_method, settings.prior, *(f"{name}={value}" for name, value in given.items())]
     return shlex.join(["ddvi", "train", *words])

@@ -117,8 +117,7 @@ def _table(model: LatentVariableModel, raw: Tensor, semi_supervised: bool, sampl
     x = model.preprocessing(raw)
     parts = [model.latent(x)]
     if model.posterior.has_density:
-        labels = model.prior.parts or 1 if semi_supervised else 1
-        pieces = x.split(max(1, _DRAWS_AT_ONCE // (samples * labels)))
+        pieces = x.split(max(1, _DRAWS_AT_ONCE // (samples * model.summed)))
         elbo = torch.cat([model.log_weights(piece, samples).mean(0) for piece in pieces])
         parts += [elbo[:, None], evaluation.importance_weighted_bound(model, x, samples).to(elbo)[:, None]]
     if semi_supervised:

@@ -151,7 +151,7 @@ def _mean_and_error(name: str, values: Tensor) -> dict[str, float]:
 
 
 def _bounds(model: LatentVariableModel, x: Tensor, effort: Effort, tell: Callable[[str], None]) -> dict[str, Any]:
-    at_once = max(1, _DRAWS_AT_ONCE // (effort.elbo_draws * _candidates(model)))
+    at_once = max(1, _DRAWS_AT_ONCE // (effort.elbo_draws * model.summed))
     elbo = torch.cat([model.log_weights(part, effort.elbo_draws).double().mean(0) for part in x.split(at_once)])
     tell("importance-weighted bound")
     chosen = x[_permutation(x)[: effort.iw_examples]]
@@ -172,19 +172,14 @@ def _permutation(x: Tensor) -> Tensor:
     return torch.randperm(len(x), generator=generator(_FIXED_SEED, "permutation")).to(x.device)
 
 
-def _candidates(model: LatentVariableModel) -> int:
-    """Labels that the bounds sum over; K draws in all are K / C for each."""
-    return model.prior.parts or 1 if model.classifier is not None else 1
-
-
 def _draws_each(model: LatentVariableModel, draws: int) -> int:
     """Of so many draws in all those for each label."""
-    return max(1, draws // _candidates(model))
+    return max(1, draws // model.summed)
 
 
 def importance_weighted_bound(model: LatentVariableModel, x: Tensor, draws: int) -> Tensor:
     """log 1/K Σ_k w_k of each x (N, *event): (N,), in pieces that fit into memory."""
-    at_once = max(1, _DRAWS_AT_ONCE // (draws * _candidates(model)))
+    at_once = max(1, _DRAWS_AT_ONCE // (draws * model.summed))
     return torch.cat([model.importance_weighted_bound(part, draws).double() for part in x.split(at_once)])
 
 

@@ -24,7 +24,7 @@ from ddvi.files import write_aside
 from ddvi.likelihoods import means
 from ddvi.model import LatentVariableModel
 from ddvi.randomness import seeded
-from ddvi.settings import SEMI, Settings
+from ddvi.settings import Settings
 
 PALETTE = (
     "#332288",
@@ -65,7 +65,7 @@ def draw_all(
         settings: the run's, for titles and the seed.
     """
     semi = settings.semi_supervised
-    title = f"{dataset.name} · {settings.method}{SEMI * semi} · {settings.prior}"
+    title = f"{dataset.name} · {settings.full_method} · {settings.prior}"
     device = next(model.parameters()).device
     guess = prior_label = None
     with seeded(settings.seed, "figures"):

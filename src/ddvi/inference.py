@@ -28,6 +28,7 @@ from ddvi.fitted import FittedPosterior
 from ddvi.learning import learn
 from ddvi.likelihoods import FixedLikelihood
 from ddvi.model import LatentVariableModel
+from ddvi.networks import check_encoder
 from ddvi.objectives.base import Objective
 from ddvi.objectives.wake_sleep import Sleep
 from ddvi.own import (
@@ -120,8 +121,7 @@ class Inference:
             raise InputError(
                 f"the prior is the class {prior.__name__} itself; give an object of it, with its parameters"
             )
-        if encoder is not None and not isinstance(getattr(encoder, "out_features", None), int):
-            raise InputError(f"{type(encoder).__name__} has no out_features; set it to how many features it gives")
+        check_encoder(encoder)
         if isinstance(posterior, Posterior) and encoder is not None:
             raise InputError("an encoder was given beside a posterior that has its own; leave one out")
         self.prior = prior

@@ -145,6 +145,11 @@ class LatentVariableModel(nn.Module):
             log_label = log_label.gather(0, label[None])[0]
         return View(self.posterior.with_label(features, label), label, log_label)
 
+    @property
+    def summed(self) -> int:
+        """How many labels bounds sum over; 1 without a classifier."""
+        return self.prior.parts or 1 if self.classifier is not None else 1
+
     def classify(self, x: Tensor) -> Tensor:
         """log q(l | x) of x (B, *event): (B, C); without a classifier log p(l | z) at the encoded z."""
         if self.classifier is not None:

@@ -26,6 +26,12 @@ class Given(nn.Module):
         return x
 
 
+def check_encoder(encoder: nn.Module | None) -> None:
+    """Refuse an encoder that doesn't say how many features it gives."""
+    if encoder is not None and not isinstance(getattr(encoder, "out_features", None), int):
+        raise InputError(f"{type(encoder).__name__} has no out_features; set it to how many features it gives")
+
+
 class Linear(nn.Linear):
     """A linear layer that adds its bias afterwards on CUDA, where products of few rows with it take twice as long."""
 

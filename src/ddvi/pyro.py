@@ -15,7 +15,6 @@ the posterior; Bingham et al., Pyro, 2019; Roeder et al., Sticking the Landing, 
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, final
@@ -25,10 +24,10 @@ from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
 from ddvi.errors import InputError, check_name
-from ddvi.networks import Given
+from ddvi.networks import Given, check_encoder
 from ddvi.posteriors.base import Conditional, Draw, Posterior, PosteriorMaker
 from ddvi.posteriors.diffusion import DiffusionPosterior
-from ddvi.posteriors.gaussian import GaussianHead
+from ddvi.posteriors.gaussian import begin_at
 from ddvi.posteriors.transformed import TransformedPosterior
 from ddvi.randomness import seeded
 
@@ -170,8 +169,7 @@ class AutoDiffusion(AutoContinuous):
         path_gradient: bool = True,
         **settings: Any,
     ) -> None:
-        if encoder is not None and not isinstance(getattr(encoder, "out_features", None), int):
-            raise InputError(f"{type(encoder).__name__} has no out_features; set it to how many features it gives")
+        check_encoder(encoder)
         if not init_scale > 0:
             raise InputError(f"init_scale={init_scale} isn't positive; give a standard deviation")
         if not (posterior is None or callable(posterior)):
@@ -200,11 +198,7 @@ class AutoDiffusion(AutoContinuous):
         made = maker(Given(size), self.latent_dim, **settings)
         if not made.has_density:
             raise InputError(f"{type(made).__name__} has no density, which a guide needs; take another posterior")
-        for module in made.modules():
-            if isinstance(module, GaussianHead):  # begin at N(m, s²)
-                nn.init.zeros_(module.weight)
-                nn.init.zeros_(module.bias[: self.latent_dim])
-                nn.init.constant_(module.bias[self.latent_dim :], 2 * math.log(self.init_scale))
+        begin_at(made, self.init_scale)
         self.posterior: Posterior = made.to(location)
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> PathDistribution:

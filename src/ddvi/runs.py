@@ -372,9 +372,10 @@ def arithmetic(settings: Settings) -> AbstractContextManager[str]:
 
 def fit_to_size(settings: Settings, count: int) -> Settings:
     """Default `validation` and `batch_size` made to fit `count` training examples; what the user set stays."""
-    named = settings.dataset if settings.dataset in DATASETS else "mnist"  # which has the general defaults
-    suffix = SEMI * settings.semi_supervised
-    default = resolve(named + suffix, settings.method + suffix, settings.prior, {"preset": settings.preset})
+    named = settings.full_dataset
+    if settings.dataset not in DATASETS:
+        named = "mnist" + SEMI * settings.semi_supervised  # which has the general defaults
+    default = resolve(named, settings.full_method, settings.prior, {"preset": settings.preset})
     changes: dict[str, int] = {}
     if settings.validation == default.validation and settings.validation > count // 10:
         changes["validation"] = count // 10

@@ -186,13 +186,22 @@ class Settings:
     )
 
     @property
+    def full_dataset(self) -> str:
+        """The data set's name, a file's without its folder, and `_semi` where labels are learnt from."""
+        name = self.dataset if self.dataset in DATASETS else Path(self.dataset).stem
+        return name + SEMI * self.semi_supervised
+
+    @property
+    def full_method(self) -> str:
+        """The method's name, and `_semi` where labels are learnt from."""
+        return self.method + SEMI * self.semi_supervised
+
+    @property
     def folder(self) -> Path:
         """The run folder."""
         if self.out:
             return Path(self.out)
-        dataset = self.dataset if self.dataset in DATASETS else Path(self.dataset).stem
-        suffix = SEMI * self.semi_supervised
-        return Path("runs") / f"{dataset}{suffix}" / f"{self.method}{suffix}" / self.prior / f"seed{self.seed}"
+        return Path("runs", self.full_dataset, self.full_method, self.prior, f"seed{self.seed}")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values by name, in order."""

@@ -28,10 +28,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddvi import folders
-from ddvi.catalogue import DATASETS, MEASURES
+from ddvi.catalogue import MEASURES
 from ddvi.errors import InputError, check_name
 from ddvi.files import write_aside
-from ddvi.settings import FIELDS, SEMI, Settings, as_text, deviations, resolve
+from ddvi.settings import FIELDS, Settings, as_text, deviations, resolve
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -216,12 +216,10 @@ def _members(grid: Mapping[str, Sequence[str]], threads: int, folder: Path) -> I
 
 def _place(settings: Settings) -> Path:
     """A member's folder within that of its study."""
-    suffix = SEMI * settings.semi_supervised
-    dataset = settings.dataset if settings.dataset in DATASETS else Path(settings.dataset).stem
     changes = ",".join(f"{name}={value}" for name, value in deviations(settings).items())
     if len(changes) > _LONGEST_NAME or os.sep in changes:
         changes = hashlib.sha256(changes.encode()).hexdigest()[:16]
-    return Path(dataset + suffix, settings.method + suffix, settings.prior, changes, f"seed{settings.seed}")
+    return Path(settings.full_dataset, settings.full_method, settings.prior, changes, f"seed{settings.seed}")
 
 
 def left(study: Study) -> list[Member]:

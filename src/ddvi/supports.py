@@ -20,6 +20,7 @@ from torch.distributions import biject_to, constraints
 from torch.distributions.constraints import Constraint
 
 from ddvi.errors import InputError
+from ddvi.priors.own import check_source
 from ddvi.randomness import seeded
 
 _FARTHEST = 80.0  # from 0, where single precision still has exp and its inverse
@@ -98,12 +99,8 @@ def sections(prior: Any, support: Constraint | None = None) -> list[Section]:
     Raises:
         InputError: the prior is a batch of distributions, or its support isn't continuous.
     """
+    check_source(prior, "latents")
     name = type(prior).__name__
-    if not all(callable(getattr(prior, method, None)) for method in ("sample", "log_prob")):
-        raise InputError(f"{name} has no sample and log_prob; give a prior, a torch distribution or such an object")
-    if getattr(prior, "batch_shape", ()):
-        given = f"{name} is a batch of distributions, of batch_shape {tuple(prior.batch_shape)}"
-        raise InputError(f"{given}, not one over latents; wrap it in torch.distributions.Independent(…, 1)")
     if isinstance(prior, Product) and support is None:
         return prior.sections
     with seeded(0), torch.no_grad():

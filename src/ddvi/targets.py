@@ -37,7 +37,7 @@ from ddvi.objectives.reweighted import Reweighted
 from ddvi.objectives.wake_sleep import Sleep
 from ddvi.own import assembled, check_given, settings_of, stored
 from ddvi.posteriors.base import Posterior, PosteriorMaker
-from ddvi.posteriors.gaussian import GaussianHead
+from ddvi.posteriors.gaussian import begin_at
 from ddvi.priors import Prior, StandardGaussian
 from ddvi.randomness import derive_seed, seeded
 from ddvi.schedule import Phase, Schedule
@@ -178,10 +178,7 @@ class Target:
         if not model.posterior.has_density:
             raise InputError("this posterior has no density, and a fixed target is nothing else; take another one")
         if not isinstance(self._given, Posterior):
-            for module in model.posterior.modules():
-                if isinstance(module, GaussianHead):  # begin at the base
-                    nn.init.zeros_(module.weight)
-                    nn.init.zeros_(module.bias)
+            begin_at(model.posterior)
         return model
 
     def fit(self, steps: int = 4000, *, lr: float = 1e-3, listener: Listener | None = None) -> Self:

@@ -7,6 +7,7 @@ Source: Kingma & Welling, Auto-Encoding Variational Bayes, 2014.
 
 from __future__ import annotations
 
+import math
 from typing import final
 
 from torch import Tensor, nn
@@ -25,6 +26,16 @@ class GaussianHead(Linear):
     def gaussian(self, features: Tensor) -> DiagonalGaussian:
         mean, log_variance = self(features).chunk(2, -1)
         return DiagonalGaussian(mean, log_variance.clamp_max(LARGEST_LOG_VARIANCE).exp() + VARIANCE_FLOOR)
+
+
+def begin_at(posterior: nn.Module, scale: float = 1.0) -> None:
+    """Let every Gaussian that a posterior makes of features be N(0, scale² I) for all of them, until it learns."""
+    for module in posterior.modules():
+        if isinstance(module, GaussianHead):
+            nn.init.zeros_(module.weight)
+            mean, log_variance = module.bias.chunk(2)
+            nn.init.zeros_(mean)
+            nn.init.constant_(log_variance, 2 * math.log(scale))
 
 
 @final

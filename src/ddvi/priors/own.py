@@ -12,6 +12,16 @@ from ddvi.priors.base import Prior
 from ddvi.randomness import seeded
 
 
+def check_source(source: Any, over: str) -> None:
+    """Refuse what isn't one distribution over something that can be drawn and scored."""
+    name = type(source).__name__
+    if not all(callable(getattr(source, method, None)) for method in ("sample", "log_prob")):
+        raise InputError(f"{name} has no sample and log_prob; give a prior, a torch distribution or such an object")
+    if getattr(source, "batch_shape", ()):
+        given = f"{name} is a batch of distributions, of batch_shape {tuple(source.batch_shape)}"
+        raise InputError(f"{given}, not one over {over}; wrap it in torch.distributions.Independent(…, 1)")
+
+
 @final
 class DistributionPrior(Prior):
     """A torch distribution, or any object with `sample(sample_shape)` and `log_prob(z)`, as a prior.
@@ -33,12 +43,8 @@ class DistributionPrior(Prior):
     """
 
     def __init__(self, source: Any):
+        check_source(source, "vectors")
         name, parts = type(source).__name__, getattr(source, "parts", None)
-        if not all(callable(getattr(source, method, None)) for method in ("sample", "log_prob")):
-            raise InputError(f"{name} has no sample and log_prob; give a prior, a torch distribution or such an object")
-        if getattr(source, "batch_shape", ()):
-            given = f"{name} is a batch of distributions, of batch_shape {tuple(source.batch_shape)}"
-            raise InputError(f"{given}, not one over vectors; wrap it in torch.distributions.Independent(…, 1)")
         labels = {} if parts is None else {"label": torch.tensor([0, parts - 1])}
         with seeded(0), torch.no_grad():
             draws = source.sample(torch.Size([2]), **labels)

@@ -85,8 +85,7 @@ def side_by_side(model: LatentVariableModel, x: Tensor) -> list[dict[str, Any]]:
 
 def _gap(model: LatentVariableModel, x: Tensor, draws: Tensor, log_evidence: Tensor) -> dict[str, float]:
     """KL(q(z|x) ‖ p(z|x)) of one x (1, *event) by draws (S, D), and its standard error."""
-    labels = model.prior.parts or 1 if model.classifier is not None else 1
-    log_q = model.log_posterior(x, draws[:, None], max(20, _GAP_AUXILIARY_DRAWS // labels))[:, 0]
+    log_q = model.log_posterior(x, draws[:, None], max(20, _GAP_AUXILIARY_DRAWS // model.summed))[:, 0]
     difference = log_q.double() - _log_joint(model, x, draws)[0]
     return {
         "gap": (difference.mean() + log_evidence).item(),
