@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
+from ddvi import evaluation
 from ddvi.likelihoods import GaussianLikelihood
 from ddvi.model import LatentVariableModel
 from ddvi.posteriors.base import Posterior
@@ -27,6 +28,15 @@ def float64() -> Iterator[None]:
         torch.manual_seed(0)
         yield
     torch.set_default_dtype(before)
+
+
+@pytest.fixture(scope="module")
+def brief() -> Iterator[None]:
+    """Quick evaluations by still fewer draws and nodes, where it isn't they that are tested."""
+    fewer = {"iw_examples": 50, "stand_in_examples": 20, "gap_examples": 20, "gap_auxiliary_draws": 10}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "QUICK", replace(evaluation.QUICK, **fewer, nodes=1000, doublings=5))
+        yield
 
 
 @dataclass(frozen=True)

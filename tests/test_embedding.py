@@ -18,7 +18,7 @@ SMALL = {"epochs": 1, "hidden_size": 16, "limit": 300, "evaluation": "quick", "r
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def folders(tmp_path_factory: pytest.TempPathFactory, brief: None) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("runs")
     for method in ("vae", "aae", "ddvi_semi"):
         semi = "_semi" * method.endswith("_semi")

@@ -23,7 +23,7 @@ RUNS = [("digits_semi", "ddvi_semi", "pinwheel"), ("digits", "aae", "gaussian")]
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def folders(tmp_path_factory: pytest.TempPathFactory, brief: None) -> list[Path]:
     """A semi-supervised diffusion run, one without a density, and a table with hostile labels in one dimension."""
     root = tmp_path_factory.mktemp("runs")
     random = np.random.default_rng(0)

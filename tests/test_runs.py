@@ -373,7 +373,7 @@ def test_a_missing_device_is_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif("DDVI_DATA" not in os.environ, reason="DDVI_DATA names no folder with MNIST")
 @pytest.mark.parametrize("method", ["vae", "iaf_vae", "h_iaf_vae", "aae", "diff_vae_warmup"])
-def test_an_epoch_of_each_method_on_real_mnist(method: str, tmp_path: Path) -> None:
+def test_an_epoch_of_each_method_on_real_mnist(method: str, tmp_path: Path, brief: None) -> None:
     values = {"limit": 500, "epochs": 1, "evaluation": "quick", "report": False, "out": tmp_path}
     values["data_root"] = os.environ["DDVI_DATA"]
     metrics = runs.train(resolve("mnist", method, "pinwheel", values))

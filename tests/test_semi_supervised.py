@@ -903,7 +903,7 @@ def test_classification_measures_are_those_of_the_known_model(known):
 
 
 @pytest.mark.parametrize("method", ["ddvi", "aae"])
-def test_a_run_is_judged_as_a_classifier_too(method, tmp_path):
+def test_a_run_is_judged_as_a_classifier_too(method, tmp_path, brief):
     metrics = runs.train(small(tmp_path / "run", method, limit=100, batch_size=30))
     assert 0 <= metrics["accuracy"] <= 1
     assert 0 <= metrics["calibration_error"] <= 1
