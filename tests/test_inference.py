@@ -29,7 +29,9 @@ from ddvi import checkpoint
 from ddvi.arrays import as_tensor
 from ddvi.errors import InputError
 from ddvi.own import check_scored
+from ddvi.posteriors.diffusion import DiffusionConditional
 from ddvi.randomness import random_state
+from ddvi.supports import Bijection, sections
 
 SMALL = {"hidden_size": 32, "steps": 4, "denoiser_size": 32, "denoiser_layers": 2}
 DECODER = torch.tensor([[1.0, 0.8], [0.3, 0.5], [0.5, 0.6]])
@@ -247,6 +249,36 @@ def test_what_simulations_have_taught_goes_on_after_it_was_loaded(tmp_path):
     ddvi.Inference(prior(), simulator, "vae").fit_simulations(count=200, epochs=1).save(tmp_path / "file")
     again = ddvi.Inference.load(tmp_path / "file", prior(), simulator).fit_simulations(count=200, epochs=1)
     assert len(again.history) == 2
+
+
+def test_what_was_loaded_may_be_recorded_and_fused(tmp_path):
+    ddvi.Inference(prior(), likelihood, "vae").fit(observations(10), epochs=1).save(tmp_path / "file")
+    again = ddvi.Inference.load(tmp_path / "file", prior(), likelihood, graphs=True, compile=True)
+    assert (again.settings.graphs, again.settings.compile) == (True, True)
+
+
+def test_a_bijection_takes_the_bounds_of_its_support_along():
+    box = Independent(Uniform(torch.tensor([0.0, -1.0]), torch.tensor([1.0, 3.0])), 1)
+    bijection = Bijection(sections(box))
+    assert bijection.double()(torch.zeros(5, 2, dtype=torch.float64)).tolist() == [[0.5, 1.0]] * 5
+    elsewhere = bijection.to("meta")
+    u = torch.zeros(5, 2, device="meta")
+    assert elsewhere(u).device.type == elsewhere.log_volume(u).device.type == "meta"
+
+
+def test_densities_by_many_draws_are_taken_in_portions(monkeypatch):
+    posterior = ddvi.Inference(prior(), likelihood, **SMALL).fit(observations(64), epochs=2).posterior(observations(4))
+    z, rows = posterior.sample((3,), seed=0), []
+    whole = posterior.log_prob(z, 400, seed=1)
+    monkeypatch.setattr("ddvi.posteriors.base._ROWS_AT_ONCE", 100)
+    score = DiffusionConditional.log_ratio
+    monkeypatch.setattr(
+        DiffusionConditional, "log_ratio", lambda self, path: rows.append(path[0, ..., 0].numel()) or score(self, path)
+    )
+    parts = posterior.log_prob(z, 400, seed=1)
+    assert max(rows) <= 100
+    assert sum(rows) == 400 * 12
+    assert ((parts.value - whole.value).abs() < 6 * (parts.standard_error + whole.standard_error)).all()
 
 
 def test_a_partial_of_a_posterior_is_trained_as_its_class():
@@ -552,6 +584,33 @@ MISTAKES = {
     "simulated on the edge": (
         lambda: ddvi.Inference(support=constraints.nonnegative).fit_simulations((torch.zeros(4, 2), torch.zeros(4, 2))),
         "4 latents lie on the edge",
+    ),
+    "on an interval's edge": (
+        lambda: ddvi.Inference(Uniform(0.0, 1.0), lambda z: Normal(z, 1.0), "vae")
+        .fit(torch.ones(4), epochs=1).posterior(torch.ones(1)).log_prob(torch.ones(1)),
+        "1 latents lie on the edge of their support",
+    ),
+    "simulated on an interval's edge": (
+        lambda: ddvi.Inference(support=constraints.unit_interval)
+        .fit_simulations((torch.tensor([[0.5], [0.2], [0.0]]), torch.zeros(3, 2))),
+        "1 latents lie on the edge",
+    ),
+    "simulated on a simplex's edge": (
+        lambda: ddvi.Inference(support=constraints.simplex)
+        .fit_simulations((torch.tensor([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5]]), torch.zeros(2, 2))),
+        "1 latents lie on the edge",
+    ),
+    "fewer draws than none": (
+        lambda: inference().fit(torch.zeros(4, 3), epochs=1).posterior(torch.zeros(1, 3)).sample((2, -1)),
+        r"sample_shape=\(2, -1\) is no shape; give whole numbers",
+    ),
+    "the mean of none": (
+        lambda: inference().fit(torch.zeros(4, 3), epochs=1).posterior(torch.zeros(1, 3)).mean(0),
+        "at least 1 sample, not 0",
+    ),
+    "no axis": (
+        lambda: ddvi.PoissonLikelihood(nn.Linear(2, 1), ()),
+        r"PoissonLikelihood takes no single numbers; give .* \(N, 1\)",
     ),
     "not binary": (
         lambda: ddvi.Inference(prior(), ddvi.BernoulliLikelihood(nn.Linear(2, 3), (3,))).fit(torch.full((4, 3), 0.5)),

@@ -1,5 +1,6 @@
 """Likelihoods against torch's own distributions, and what preprocessing makes of data."""
 
+import copy
 import math
 
 import pytest
@@ -51,6 +52,17 @@ def build(family, shape):
             by_hand = lambda z: Laplace(decoder(z), scale)  # noqa: E731
             likelihood = likelihoods.DistributionLikelihood(lambda z: Independent(by_hand(z), entries), event_shape)
     return likelihood, lambda z: Independent(by_hand(z), entries)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dispersion", [1e2, 1e4, 1e6])
+def test_many_counts_that_are_nearly_poissons_keep_their_nats(dispersion):
+    likelihood = likelihoods.NegativeBinomialLikelihood(nn.Linear(2, 2000), torch.Size([2000]), dispersion)
+    likelihood.log_dispersion.add_(torch.linspace(-0.5, 0.5, 2000))
+    x = torch.poisson(torch.full((5, 2000), 10.0))
+    _, single = likelihood.statistics(x)
+    _, double = copy.deepcopy(likelihood).double().statistics(x.double())
+    torch.testing.assert_close(single.double(), double, rtol=0, atol=0.02)
 
 
 @families

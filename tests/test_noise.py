@@ -1,5 +1,6 @@
 """The noising process against Bayes' rule, its marginals, and the definitions of its schedules."""
 
+import copy
 import math
 
 import pytest
@@ -113,6 +114,18 @@ def test_schedules_keep_to_their_definitions():
     torch.testing.assert_close(alpha["cosine"].acos(), 0.5 * math.pi * t / 13, atol=1e-12, rtol=0)
     beta = 1 - (alpha["linear_beta"] / torch.cat([torch.ones(1), alpha["linear_beta"][:-1]])) ** 2
     torch.testing.assert_close(beta, 1e-4 + (0.02 - 1e-4) * (t - 1) / 11, atol=1e-14, rtol=0)
+
+
+def test_a_learned_process_stays_sound_next_to_no_noise():
+    torch.set_default_dtype(torch.float32)
+    noise = NoisingProcess(6, "learned")
+    with torch.no_grad():
+        noise.log_snr[0].fill_(30.0)
+    single, double = noise.constants(), copy.deepcopy(noise).double().constants()
+    for name in single._fields:
+        found, exact = getattr(single, name), getattr(double, name)
+        torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-12, msg=name)
+    assert (single.sigma[1:] > 0).all()
 
 
 def test_a_cast_to_double_gets_digits():

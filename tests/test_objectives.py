@@ -421,6 +421,9 @@ def test_warm_up_of_a_guided_posterior_sees_features_alone():
     ("make", "message"),
     [
         (lambda: ELBO(samples=0), "samples=0 is impossible in ELBO; give 1 or more"),
+        (lambda: ELBO(samples=1.5), "samples=1.5 is impossible in ELBO; give a whole number, 1 or more"),
+        (lambda: ELBO(kl_weight=math.nan), "kl_weight=nan is impossible in ELBO; give 0 or more"),
+        (lambda: WakeSleep(sleep_weight=-1.0), "sleep_weight=-1.0 is impossible in WakeSleep"),
         (lambda: ImportanceWeighted(samples=0), "samples=0 is impossible in ImportanceWeighted"),
         (lambda: WakeSleep(sleep_steps=-1), "sleep_steps=-1"),
         (lambda: WakeSleep(levels=0), "levels=0"),

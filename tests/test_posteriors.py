@@ -521,6 +521,19 @@ def test_guidance_in_other_units_is_that_of_a_scaled_decoder():
         torch.testing.assert_close(value, expected, atol=1e-12, rtol=0)
 
 
+def test_a_stopped_score_stops_the_likelihood_that_guides_too():
+    decoder = DenseDecoder(2, torch.Size([3]), 4)
+    posterior = perturbed("diffusion", guidance=Guidance(BernoulliLikelihood(decoder, torch.Size([3]))))
+    features = posterior.encode(torch.randn(5, 3))
+    features = features.detach()
+    path = posterior.condition(features).draw().path.detach().requires_grad_()
+    score = posterior._stopped_log_ratio(features, path).sum()
+    known = [path, *decoder.parameters(), *posterior.parameters()]
+    slope, *others = torch.autograd.grad(score, known, allow_unused=True)
+    assert slope.abs().sum() > 0
+    assert all(other is None for other in others)
+
+
 def test_guidance_without_an_exponential_family_or_full_covariances_is_refused():
     shape = torch.Size([3])
     other = DistributionLikelihood(lambda z: Normal(z, 1.0), shape)

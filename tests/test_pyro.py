@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.distributions import MultivariateNormal
+from torch.distributions import MultivariateNormal, transforms
 
 import ddvi
 from ddvi.errors import InputError
@@ -136,6 +136,20 @@ def test_untrained_quantiles_are_those_of_the_gaussian_it_begins_as():
     assert all(torch.equal(found[name][1], median[name]) for name in SHAPES)
     logarithm = found["rate"].log()
     torch.testing.assert_close(logarithm - logarithm[1], 0.3 * torch.tensor([-1.2816, 0.0, 1.2816]), atol=0.02, rtol=0)
+
+
+def test_quantiles_rise_where_a_bijection_falls():
+    def below():
+        pyro.sample("z", dist.TransformedDistribution(dist.Normal(0.0, 1.0), _to_negative()))
+
+    guide = AutoDiffusion(below, init_scale=0.5, **SMALL)
+    found = guide.quantiles([0.05, 0.5, 0.95])["z"]
+    assert (found < 0).all()
+    assert (found.diff() > 0).all()
+
+
+def _to_negative():
+    return [transforms.ExpTransform(), transforms.AffineTransform(0.0, -1.0)]
 
 
 def test_parameters_are_there_before_the_first_step_and_all_of_them_learn():

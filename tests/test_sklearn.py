@@ -208,6 +208,23 @@ def test_few_labels_are_not_held_out(iris, monkeypatch):
     assert seen == [2] * 4
 
 
+def test_rows_that_are_nearly_alike_are_transformed_together():
+    X = np.random.default_rng(0).normal(1e6, 1e3, (60, 1)) * [1.0, 1e-6]
+    estimator = make().fit(X)
+    near = X[[0, 0]]
+    near[1, 0] += 0.01
+    each = np.concatenate([estimator.transform(near[:1]), estimator.transform(near[1:])])
+    np.testing.assert_allclose(estimator.transform(near), each)
+
+
+def test_numbers_that_no_bernoulli_draws_are_refused():
+    X = np.random.default_rng(0).random((40, 3))
+    estimator = make(likelihood="bernoulli").fit(X)
+    for wrong in (-X, 300 * X):
+        with pytest.raises(InputError, match="X has values outside of 0 … 1"):
+            estimator.score_samples(wrong)
+
+
 def test_a_column_that_single_precision_would_flatten_is_refused(iris):
     X = iris[0].copy()
     X[:, 1] += 1e9

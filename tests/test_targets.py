@@ -42,6 +42,11 @@ def blind(z):
     return gaussian(z.detach())
 
 
+def box(z):
+    """Uniform on a box, which has no gradient."""
+    return torch.where((z.abs() < 2).all(-1), 0.0, -torch.inf)
+
+
 def pair(z):
     """Two unit Gaussians at ±6, of weights ¼ and ¾ and log Z = −1."""
     left, right = Normal(-6.0, 1.0).log_prob(z[..., 0]), Normal(6.0, 1.0).log_prob(z[..., 0])
@@ -274,6 +279,11 @@ def test_the_same_seed_learns_the_same_and_the_callers_state_stays():
         (lambda: ddvi.Target(gaussian, "2"), "shape='2' is no shape of a z"),
         (lambda: ddvi.Target(blind, 2, objective=ddvi.ELBO(8)), "no gradient in z, which ELBO needs; use ddvi.Rew"),
         (lambda: ddvi.Target(blind, 2, objective=ddvi.Tempered(ddvi.ELBO(8))), "no gradient in z, which Tempered"),
+        (
+            lambda: ddvi.Target(box, 2, objective=ddvi.ELBO(8)),
+            "which ELBO needs; use ddvi.Reweighted$",
+        ),
+        (lambda: ddvi.Target(gaussian, 2).fit_annealed(1, batch_size=1), "particles=1 are too few"),
         (lambda: ddvi.Target(blind, 2).fit_annealed(300), "no gradient in z, which annealing needs"),
         (lambda: ddvi.Target(lambda z: z.sum(-1) * math.nan, 2), "NaN"),
         (lambda: ddvi.Target(lambda z: z.sum(-1) - math.inf, 2), "move it by location"),

@@ -63,7 +63,7 @@ def anneal(model: LatentVariableModel, x: Tensor, count: int, moves: int = 10) -
         InputError: an argument is out of range, or the likelihood is 0 at all draws of the prior.
     """
     if count < 2 or moves < 0:
-        raise InputError(f"count={count} is at least 2 and moves={moves} at least 0; correct them")
+        raise InputError(f"count={count} must be 2 or more, and moves={moves} 0 or more; correct them")
     z = model.prior.sample((count,))
     log_likelihood = model.likelihood.log_prob(x, z.unsqueeze(-2))[:, 0]
     exponent, log_evidence, stages, log_step = 0.0, 0.0, 0, math.log(0.5)

@@ -91,6 +91,8 @@ class FittedPosterior:
 
     def mean(self, samples: int = 1000, seed: int | None = None) -> Tensor:
         """E_q[z | x] by `samples` draws: (B, *latent)."""
+        if whole(samples) < 1:
+            raise InputError(f"a mean needs at least 1 sample, not {samples}")
         return self.sample((samples,), seed).mean(0)
 
     def log_prob(self, z: Tensor, samples: int = 100, seed: int | None = None) -> Estimate:
@@ -180,4 +182,6 @@ def _count(sample_shape: Any) -> int:
     """How many draws a shape is of."""
     if not isinstance(sample_shape, (tuple, list)):
         raise InputError(f"sample_shape={sample_shape!r} is no shape; give a tuple, such as (100,)")
+    if any(isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < 0 for n in sample_shape):
+        raise InputError(f"sample_shape={sample_shape!r} is no shape; give whole numbers from 0 on, such as (100,)")
     return int(math.prod(sample_shape))

@@ -32,6 +32,7 @@ from ddvi.networks import check_encoder
 from ddvi.objectives.base import Objective
 from ddvi.objectives.wake_sleep import Sleep
 from ddvi.own import (
+    ON_THE_EDGE,
     are_counts,
     bijection_of,
     build,
@@ -185,6 +186,7 @@ class Inference:
         with self._undone_unless_sound():
             train, held_out, _, _ = split(as_tensor(x), None, validation, self.settings.seed)
             self._prepare(train)
+            self._place()
             for part in (train, held_out):
                 if part is not None:
                     check_scored(self.model, self.likelihood, part)
@@ -239,7 +241,8 @@ class Inference:
             z, x = pairs(made, count) if callable(made) else pair(made)
         with self._undone_unless_sound():
             self._bijection = self._bijection or bijection_of(None, self.support, z)
-            train, held_out, u, held_out_u = split(x, unconstrained(z, self._bijection), validation, seed)
+            u = unconstrained(z, self._bijection, 1.0 if source is None else ON_THE_EDGE)
+            train, held_out, u, held_out_u = split(x, u, validation, seed)
             self._prepare(train)
         if callable(source):
             objective = dataclasses.replace(objective, simulate=lambda count: self._fresh(source, count))
@@ -287,6 +290,8 @@ class Inference:
         support: Constraint | None = None,
         train_likelihood: bool = True,
         device: str = "cpu",
+        graphs: bool = False,
+        compile: bool = False,
     ) -> Self:
         """What `save` wrote. Objects that were given to `Inference` are given again.
 
@@ -301,6 +306,7 @@ class Inference:
         method, bound = named.pop("posterior"), named.pop("objective")
         parts = posterior or method, objective or bound
         options = {"encoder": encoder, "support": support, "train_likelihood": train_likelihood, "device": device}
+        options |= {"graphs": graphs, "compile": compile}
         inference = cls(prior, likelihood, *parts, **options, **named)
         inference._objective = objective or facts.get("objective", bound)  # "auto" leaves simulations their choice
         latents = [torch.Size(shape) for shape in facts["latents"]]
@@ -400,7 +406,7 @@ class Inference:
         """Fresh pairs (u, x) for a step."""
         z, x = pairs(source, count)
         self._check_shape(x)
-        # One on the edge of the support is infinite here, and its step is skipped.
+        # One on the edge of the support is infinite here, and its step is skipped, or as far out as torch goes.
         return self.bijection.inverse(check_latents(z, self.bijection).to(self.bijection.location)), x
 
 

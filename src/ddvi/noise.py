@@ -74,21 +74,21 @@ class Levels(NamedTuple):
     """v_t."""
 
 
-def _constants(alpha_squared: Tensor) -> Levels:
-    """Of a chain with α_1² … α_T², each constant of shape (T + 1,), indexed by t."""
+def _constants(alpha_squared: Tensor, sigma_squared: Tensor) -> Levels:
+    """Of a chain with α_1² … α_T² and σ_1² … σ_T², each constant of shape (T + 1,), indexed by t."""
     alpha_squared = torch.cat([torch.ones_like(alpha_squared[:1]), alpha_squared])
-    sigma_squared = 1 - alpha_squared
+    sigma_squared = torch.cat([torch.zeros_like(sigma_squared[:1]), sigma_squared])
     # Of the step from t − 1 to t; entry 0 is never used and entry 1 of the steps back stands for z_0 itself.
     ratio_squared = torch.cat([torch.ones_like(alpha_squared[:1]), alpha_squared[1:] / alpha_squared[:-1]])
-    noise = 1 - ratio_squared
     previous_sigma_squared = torch.cat([sigma_squared[:1], sigma_squared[:-1]])
-    previous_alpha = torch.cat([alpha_squared[:1], alpha_squared[:-1]]).sqrt()
+    previous_alpha_squared = torch.cat([alpha_squared[:1], alpha_squared[:-1]])
+    noise = (sigma_squared - previous_sigma_squared) / previous_alpha_squared
     # σ_0 = 0: its root and what is divided by it would have no gradient.
     safe = torch.cat([torch.ones_like(sigma_squared[:1]), sigma_squared[1:]])
     return Levels(
         alpha_squared.sqrt(),
         torch.cat([sigma_squared[:1], safe[1:].sqrt()]),
-        previous_alpha * noise / safe,
+        previous_alpha_squared.sqrt() * noise / safe,
         ratio_squared.sqrt() * previous_sigma_squared / safe,
         previous_sigma_squared * noise / safe,
     )
@@ -133,7 +133,7 @@ class NoisingProcess(nn.Module):
             self._constants: dict[str, Tensor] = {}
             return
         # Kept in double precision beside the buffers, so that a cast to float64 gets digits and not padded float32.
-        self._constants = _constants(alpha_squared)._asdict()
+        self._constants = _constants(alpha_squared, 1 - alpha_squared)._asdict()
         for name, value in self._constants.items():
             self.register_buffer(name, value.to(torch.get_default_dtype()), persistent=False)
 
@@ -142,7 +142,8 @@ class NoisingProcess(nn.Module):
         if self.log_snr is None:
             return Levels(*(getattr(self, name) for name in Levels._fields))
         first, falls = self.log_snr
-        return _constants(torch.sigmoid(torch.cat([first, first - falls.exp().cumsum(0)])))
+        log_snr = torch.cat([first, first - falls.exp().cumsum(0)])
+        return _constants(torch.sigmoid(log_snr), torch.sigmoid(-log_snr))  # 1 − α² would lose the digits of a small σ²
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NoisingProcess:
         super()._apply(fn, recurse)

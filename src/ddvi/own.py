@@ -32,6 +32,8 @@ from ddvi.randomness import generator, seeded
 from ddvi.settings import OBJECTIVE_SETTINGS, Settings, resolve
 from ddvi.supports import Bijection, Unconstrained, section, sections
 
+ON_THE_EDGE = 1e-3
+"""Share of simulated latents that may lie on the edge of their support."""
 _HIDDEN_SIZE = 128
 _NETWORK = ("hidden_size", "dropout")
 
@@ -109,7 +111,7 @@ def bijection_of(prior: Any, support: Constraint | None, z: Tensor | None = None
     if prior is None:
         assert z is not None
         bijection = Bijection([section(support, z.shape[1:], "z")])
-        unconstrained(z, bijection)
+        unconstrained(z, bijection, ON_THE_EDGE)
         bijection.fit(z)
         return bijection
     if isinstance(prior, Prior) and support is None:
@@ -303,8 +305,10 @@ def joint(prior: Any, likelihood: Any) -> Callable[[int], tuple[Any, Any]]:
         z = prior.sample(torch.Size([count]))
         if is_scored_object(likelihood):
             return z, likelihood.sample(z)
-        made = likelihood(z)
-        return z, made if isinstance(made, Tensor) else made.sample()
+        # An earlier training may have moved it.
+        parameters = likelihood.parameters() if isinstance(likelihood, nn.Module) else iter(())
+        made = likelihood(z.to(next((parameter.device for parameter in parameters), z.device)))
+        return z, (made if isinstance(made, Tensor) else made.sample()).to(z.device)
 
     return simulate
 
@@ -316,7 +320,7 @@ def check_scored(model: LatentVariableModel, likelihood: Any, x: Tensor) -> None
         likelihood.check(x)
     with seeded(0):
         z = model.prior.sample((max(2, min(len(x), _SCORED)),))
-    rows = model.preprocessing(x[: len(z)]).to(z)
+    rows = model.preprocessing(x[: len(z)].to(z.device)).to(z)
     rows = rows.expand(len(z), *rows.shape[1:])
     with unchecked():
         value = model.likelihood.log_prob(rows, z)
@@ -356,6 +360,6 @@ def check_latents(z: Tensor, bijection: Bijection) -> Tensor:
     return z
 
 
-def unconstrained(z: Tensor, bijection: Bijection) -> Tensor:
-    """u (N, D) of latents (N, *latent); an InputError as of `check_latents`, and for those on the edge."""
-    return bijection.checked_inverse(check_latents(z, bijection))
+def unconstrained(z: Tensor, bijection: Bijection, tolerated: float) -> Tensor:
+    """u (N, D) of latents (N, *latent); an InputError as of `check_latents`, and for those on the edge, if too many."""
+    return bijection.checked_inverse(check_latents(z, bijection), tolerated)

@@ -234,8 +234,20 @@ class AutoDiffusion(AutoContinuous):
         drawn = self._drawn(*args, **kwargs)
         levels = torch.as_tensor(quantiles, dtype=drawn.dtype, device=drawn.device)
         found: dict[str, list[Tensor]] = {}
-        for latent in drawn.quantile(levels, 0):
+        for latent, mirrored in zip(drawn.quantile(levels, 0), drawn.quantile(1 - levels, 0), strict=True):
             site: Any
-            for site, value in self._unpack_latent(latent):
-                found.setdefault(site["name"], []).append(biject_to(site["fn"].support)(value))
+            for (site, value), (_, other) in zip(
+                self._unpack_latent(latent), self._unpack_latent(mirrored), strict=True
+            ):
+                bijection = biject_to(site["fn"].support)
+                constrained = bijection(other if _falls(bijection) else value)
+                found.setdefault(site["name"], []).append(constrained)
         return {name: torch.stack(values) for name, values in found.items()}
+
+
+def _falls(bijection: Any) -> bool:
+    """Whether an elementwise bijection is a decreasing one, as onto numbers below a bound."""
+    try:
+        return bool(torch.as_tensor(bijection.sign < 0).all())
+    except NotImplementedError:  # it ties entries together
+        return False

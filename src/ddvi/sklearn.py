@@ -31,7 +31,7 @@ from ddvi.errors import InputError, check_name
 from ddvi.likelihoods import ExponentialFamily, means
 from ddvi.model import LatentVariableModel
 from ddvi.objectives.base import Labelled
-from ddvi.preprocessing import AsIs, Standardise
+from ddvi.preprocessing import AsIs, Binarise, Standardise
 from ddvi.randomness import alike, seeded
 from ddvi.settings import FIELDS, FREE_ON_RESUME, SEMI, Settings, resolve
 from ddvi.training import Trainer
@@ -298,7 +298,7 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         if counts and X.dtype.kind == "f" and (np.round(X) == X).all():
             X = X.astype(np.int64)
         x = as_tensor(X, "X")
-        if (lost := (x == x[0]).all(0).numpy() & (X[0] != X).any(0)).any():
+        if reset and (lost := (x == x[0]).all(0).numpy() & (X[0] != X).any(0)).any():
             which = f"column {int(lost.argmax())} of X varies too little around {X[0, lost.argmax()]:g}"
             raise InputError(f"{which} for single precision, where it is constant; subtract its mean first")
         return x
@@ -307,6 +307,11 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """X as the model sees it, without anything random, in double precision."""
         x = self._read(X)  # which finds out whether there is a model
         x = self.model_.preprocessing.picture(x).double()
+        if isinstance(self.model_.preprocessing, Binarise) and not bool(((x >= 0) & (x <= 1)).all()):
+            most = float(self.model_.preprocessing.maximum)
+            raise InputError(
+                f"X has values outside of 0 … {most:g}, between which those lie that the model was fitted on"
+            )
         if isinstance(self.model_.preprocessing, AsIs) and isinstance(self.model_.likelihood, ExponentialFamily):
             self.model_.likelihood.check(x, "X")
         return x

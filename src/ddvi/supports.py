@@ -11,7 +11,8 @@ Source: Kucukelbir et al., Automatic Differentiation Variational Inference, 2017
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self, final
 
 import torch
@@ -21,7 +22,7 @@ from torch.distributions.constraints import Constraint
 
 from ddvi.errors import InputError
 from ddvi.priors.own import check_source
-from ddvi.randomness import seeded
+from ddvi.randomness import preserved, seeded
 
 _FARTHEST = 80.0  # from 0, where single precision still has exp and its inverse
 _DRAWS = 4096  # of the prior, for location and scale
@@ -72,21 +73,32 @@ class Product(nn.Module):
                 self.add_module(str(index), factor)
         self.sections: list[Section] = [section for factor in factors for section in sections(factor)]
         self.sizes: list[int] = [section.shape.numel() for section in self.sections]
+        self.register_buffer("_anchor", torch.zeros(()), persistent=False)  # knows the device of draws
+        self._homes: list[torch.device | None] = [_home(factor) for factor in factors]
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """z (*sample_shape, D)."""
         shape = torch.Size(sample_shape)
-        return torch.cat([factor.sample(shape).reshape(*shape, -1) for factor in self.factors], -1)
+        draws = (factor.sample(shape).to(self._anchor.device) for factor in self.factors)
+        return torch.cat([draw.reshape(*shape, -1) for draw in draws], -1)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Σ_i log p_i(z_i) of z (*, D): (*), in nats."""
-        parts = zip(self.factors, self.split(z), strict=True)
-        return torch.stack([factor.log_prob(part) for factor, part in parts]).sum(0)
+        parts = zip(self.factors, self.split(z), self._homes, strict=True)
+        return torch.stack([factor.log_prob(part.to(home)).to(z.device) for factor, part, home in parts]).sum(0)
 
     def split(self, z: Tensor) -> tuple[Tensor, ...]:
         """The latents in z (*, D), each in its own shape (*, *event)."""
         parts = z.split(self.sizes, -1)
         return tuple(part.reshape(*z.shape[:-1], *s.shape) for part, s in zip(parts, self.sections, strict=True))
+
+
+def _home(source: Any) -> torch.device | None:
+    """Where a source of draws stays; None for a module, which moves."""
+    if isinstance(source, nn.Module):
+        return None
+    with preserved():
+        return source.sample(torch.Size()).device
 
 
 def sections(prior: Any, support: Constraint | None = None) -> list[Section]:
@@ -164,6 +176,13 @@ class Bijection(nn.Module):
         self.register_buffer("location", torch.zeros(self.size))
         self.register_buffer("scale", torch.ones(self.size))
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        # The bounds of a support may be tensors.
+        self.parts = [part._replace(support=_moved(part.support, fn)) for part in self.parts]
+        self.transforms = [biject_to(part.support) for part in self.parts]
+        return self
+
     @classmethod
     def of(cls, prior: Any, support: Constraint | None = None) -> Self:
         """That of a prior's support, with location and scale from draws of it."""
@@ -203,17 +222,30 @@ class Bijection(nn.Module):
         flat = torch.cat([transform.inv(part).reshape(*batch, -1) for transform, part in pairs], -1)
         return (flat - self.location) / self.scale
 
-    def checked_inverse(self, z: Tensor) -> Tensor:
+    def checked_inverse(self, z: Tensor, tolerated: float = 0.0) -> Tensor:
         """`inverse` of z (*, *event) of whatever device, all of which have one.
+
+        Args:
+            z: latents.
+            tolerated: share of them that may lie on the edge of an interval or simplex, where u is as far out as
+                torch goes: random numbers of single precision reach it now and then.
 
         Raises:
             InputError: some lie outside of the support, or on its edge, where u would be infinite.
         """
         self.check(z)
-        u = self.inverse(z.to(self.location))
-        if edge := int((~u.isfinite().all(-1)).sum()):
-            raise InputError(f"{edge:,} latents lie on the edge of their support ({self._where}); move them inside")
+        z = z.to(self.location)
+        u = self.inverse(z)
+        infinite, edge = int((~u.isfinite().all(-1)).sum()), int((~self._inside(z)).sum())
+        if infinite or edge > tolerated * u[..., 0].numel():
+            at = max(infinite, edge)
+            raise InputError(f"{at:,} latents lie on the edge of their support ({self._where}); move them inside")
         return u
+
+    def _inside(self, z: Tensor) -> Tensor:
+        """Which of z (*, *event) in the support lie on no edge of an interval or simplex: (*), of booleans."""
+        checks = [_interior(part.support, value) for part, value in zip(self.parts, self._split(z), strict=True)]
+        return torch.stack([check.reshape(*self._batch(z), -1).all(-1) for check in checks]).all(0)
 
     def check(self, z: Tensor) -> None:
         """Refuse z (*, *event) some of which lie outside of the support.
@@ -258,6 +290,26 @@ class Bijection(nn.Module):
         return [v if r else v.clamp(-_FARTHEST, _FARTHEST) for v, r in zip(shaped, real, strict=True)]
 
 
+def _moved(support: Constraint, fn: Callable[[Tensor], Tensor]) -> Constraint:
+    """A support whose bounds, where they are tensors, went through a function."""
+    if isinstance(support, constraints.independent):
+        return constraints.independent(_moved(support.base_constraint, fn), support.reinterpreted_batch_ndims)
+    bounds = {name: value for name, value in vars(support).items() if isinstance(value, Tensor)}
+    if not bounds:
+        return support
+    moved = copy.copy(support)
+    vars(moved).update({name: fn(value) for name, value in bounds.items()})
+    return moved
+
+
+def _interior(support: Constraint, z: Tensor) -> Tensor:
+    """Which entries of z in a support don't lie on an edge that torch's bijections take for a place near it."""
+    base: Any = _base(support)
+    if isinstance(base, (type(constraints.unit_interval), constraints.half_open_interval)):
+        return (z > base.lower_bound) & (z < base.upper_bound)
+    return z > 0 if isinstance(base, type(constraints.simplex)) else torch.ones_like(z, dtype=torch.bool)
+
+
 def _base(support: Constraint) -> Constraint:
     """A support of entries, where `support` is of independent ones."""
     while isinstance(support, constraints.independent):
@@ -278,7 +330,7 @@ class Unconstrained(nn.Module):
         super().__init__()
         self.source = source
         self.bijection = bijection
-        self._home = None if isinstance(source, nn.Module) else source.sample(torch.Size()).device
+        self._home = _home(source)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """u (*sample_shape, D)."""

@@ -14,6 +14,7 @@ those of `weighted` and of the objectives.
 from __future__ import annotations
 
 import math
+import numbers
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -155,6 +156,8 @@ class Target:
         self._objects = _objects(*(None if isinstance(posterior, str) else posterior, objective, support))
         settings = {"seed": seed, "device": device, **settings}
         self.settings: Settings = settings_of(posterior, self.objective, settings, prior_denoiser=False)
+        if isinstance(shape, numbers.Integral):
+            shape = int(shape)
         if not isinstance(shape, (int, tuple, list)):
             raise InputError(f"shape={shape!r} is no shape of a z; give a number of dimensions, or a tuple of them")
         shape = torch.Size([shape] if isinstance(shape, int) else shape)
@@ -229,6 +232,8 @@ class Target:
         """
         if steps < 1:
             raise InputError(f"steps={steps} is too few; give at least 1")
+        if particles < 2:
+            raise InputError(f"particles={particles} are too few; give 2 or more")
         if not 1 <= batch_size <= particles:
             raise InputError(f"batch_size={batch_size} doesn't fit {particles} particles; give 1 to {particles}")
         lr = convert("lr", lr)
@@ -283,6 +288,8 @@ class Target:
         objective: Objective | None = None,
         support: Constraint | None = None,
         device: str = "cpu",
+        graphs: bool = False,
+        compile: bool = False,
     ) -> Self:
         """What `save` wrote. Objects that were given to `Target` are given again.
 
@@ -297,7 +304,7 @@ class Target:
         for name in ("objective", *_IDLE):
             named.pop(name, None)
         place = {"location": tensors.pop("location"), "scale": tensors.pop("scale")}
-        options = {"support": support, "device": device, **place, **named}
+        options = {"support": support, "device": device, "graphs": graphs, "compile": compile, **place, **named}
         target = cls(log_joint, tuple(facts["latent"]), posterior or method, objective, **options)
         weights = {name.removeprefix("posterior/"): value for name, value in tensors.items()}
         checkpoint.load_weights(target.model.posterior, weights, path)
@@ -340,5 +347,6 @@ def _check(model: LatentVariableModel, log_joint: Density, bijection: Bijection,
     if differentiates and bool((value != value[0]).any()):
         slope = torch.autograd.grad(value.sum(), z, allow_unused=True)[0] if value.requires_grad else None
         if slope is None:
-            needed = f"which {differentiates} needs; use ddvi.Reweighted or ddvi.LogVariance"
+            massless = bool((value == -torch.inf).any())
+            needed = f"which {differentiates} needs; use ddvi.Reweighted" + " or ddvi.LogVariance" * (not massless)
             raise InputError(f"log_joint has no gradient in z, {needed}")

@@ -55,7 +55,10 @@ class ExponentialFamily(Likelihood):
 
     Args:
         decoder: from z (*, D) to one parameter per entry, (*, *event) (for categories: (*, *event, categories)).
-        event_shape: shape of one observation.
+        event_shape: shape of one observation, of one axis at least.
+
+    Raises:
+        InputError: it has none.
 
     Example:
         >>> likelihood = ddvi.PoissonLikelihood(nn.Linear(2, 6), torch.Size([6]))
@@ -70,6 +73,8 @@ class ExponentialFamily(Likelihood):
 
     def __init__(self, decoder: nn.Module, event_shape: torch.Size) -> None:
         super().__init__()
+        if not len(event_shape):
+            raise InputError(f"{type(self).__name__} takes no single numbers; give observations of one axis, (N, 1)")
         self.decoder = decoder
         self.event_shape: torch.Size = torch.Size(event_shape)
 

@@ -196,8 +196,10 @@ class NegativeBinomialLikelihood(ExponentialFamily):
 
     def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         counts, dispersion = x.flatten(1), self.log_dispersion.exp().flatten()
-        log_base = torch.lgamma(counts + dispersion) - torch.lgamma(dispersion) - torch.lgamma(counts + 1)
-        return counts, log_base.sum(-1)
+        # For a large r the first two are alike to many digits.
+        exact = torch.float32 if counts.device.type == "mps" else torch.float64
+        rising = torch.lgamma(counts.to(exact) + dispersion.to(exact)) - torch.lgamma(dispersion.to(exact))
+        return counts, (rising.to(dispersion.dtype) - torch.lgamma(counts + 1)).sum(-1)
 
     def moments(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         odds = parameters.exp() / -torch.expm1(parameters)

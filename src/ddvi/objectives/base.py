@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import abc
+import math
+import numbers
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -80,15 +82,21 @@ class Objective(abc.ABC):
 
 
 def check_least(objective: Objective, **least: int) -> None:
-    """Refuse a count of an objective that is below the least one by its name; None is none.
+    """Refuse a count of an objective that is below the least one by its name, None being none, and a negative weight.
 
     Raises:
-        InputError: one is.
+        InputError: a count isn't whole or is too small, or another number is negative or not finite.
     """
+    who = type(objective).__name__
     for name, minimum in least.items():
         value = getattr(objective, name)
-        if value is not None and value < minimum:
-            raise InputError(f"{name}={value} is impossible in {type(objective).__name__}; give {minimum} or more")
+        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        if value is not None and (not whole or int(value) < minimum):
+            wanted = f"{minimum} or more" if whole else f"a whole number, {minimum} or more"
+            raise InputError(f"{name}={value} is impossible in {who}; give {wanted}")
+    for name, value in vars(objective).items():
+        if isinstance(value, float) and not 0 <= value < math.inf:
+            raise InputError(f"{name}={value} is impossible in {who}; give 0 or more")
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from ddvi.objectives.base import Batch, Objective, Update, check_least
 from ddvi.posteriors.base import Conditional
 from ddvi.randomness import draw, resample
 
-_EXPONENTS = torch.logspace(-4, 0, 97, dtype=torch.float64).tolist()  # steps of a tenth
+_EXPONENTS = 97  # from 1e-4 to 1, in steps of a tenth
 
 
 class Proposals(NamedTuple):
@@ -134,7 +134,9 @@ class Reweighted(Objective):
 
     def _exponent(self, proposals: Proposals) -> Tensor:
         """β (B,): the largest with enough effective draws, or else the one with most of them."""
-        every = proposals.log_prior.new_tensor(_EXPONENTS if self.least_effective else [1.0]).view(-1, 1, 1)
+        like = {"dtype": proposals.log_prior.dtype, "device": proposals.log_prior.device}
+        every = torch.logspace(-4, 0, _EXPONENTS, **like) if self.least_effective else torch.ones(1, **like)
+        every = every.view(-1, 1, 1)
         share = effective_share(proposals.log_weight(every).movedim(1, 0))  # (β, B)
         enough = share >= self.least_effective
         last = torch.where(enough, torch.arange(len(every), device=share.device)[:, None], -1).amax(0)

@@ -44,10 +44,14 @@ class Powered(Likelihood):
         return self.likelihood(z)
 
     def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
-        return self.exponent * self.likelihood.log_prob(x, z)
+        return self._powered(self.likelihood.log_prob(x, z))
 
     def pairwise_log_prob(self, x: Tensor, z: Tensor) -> Tensor:
-        return self.exponent * self.likelihood.pairwise_log_prob(x, z)
+        return self._powered(self.likelihood.pairwise_log_prob(x, z))
+
+    def _powered(self, log_prob: Tensor) -> Tensor:
+        """Where there is no mass, there is none at any β, 0 included."""
+        return torch.where(log_prob == -torch.inf, log_prob, self.exponent * log_prob)
 
 
 @final

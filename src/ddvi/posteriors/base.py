@@ -28,6 +28,7 @@ from ddvi.errors import InputError
 
 VARIANCE_FLOOR = 1e-6
 LARGEST_LOG_VARIANCE = 20.0  # so that a wild output stays finite
+_ROWS_AT_ONCE = 50_000  # draws of the auxiliary variables × latents
 
 
 class Draw(NamedTuple):
@@ -112,7 +113,8 @@ class Conditional(abc.ABC):
             return value, torch.zeros_like(value)
         if samples < 2:
             raise InputError(f"importance sampling of log q(z|x) needs at least 2 samples, not {samples}")
-        ratios = self.log_ratio(self.reverse_path(z.expand(samples, *z.shape)))
+        portions = torch.empty(samples).split(max(1, _ROWS_AT_ONCE // max(1, z[..., 0].numel())))
+        ratios = torch.cat([self.log_ratio(self.reverse_path(z.expand(len(part), *z.shape))) for part in portions])
         value = ratios.logsumexp(0) - math.log(samples)
         return value, (ratios - value).exp().std(0) / math.sqrt(samples)
 
@@ -251,6 +253,9 @@ class _Scorer(nn.Module):
     def __init__(self, posterior: Posterior) -> None:
         super().__init__()
         self.posterior = posterior
+        # A likelihood that guides is no part of the posterior, but of what is scored.
+        guides = (getattr(module, "guidance", None) for module in posterior.modules())
+        self.guides: nn.ModuleList = nn.ModuleList(guide.likelihood for guide in guides if guide is not None)
 
     def forward(self, features: Tensor, path: Tensor) -> Tensor:
         return self.posterior.condition(features).log_ratio(path)
