@@ -194,10 +194,10 @@ def step_seconds(subject: Subject, seconds: float, least: int = 5) -> float:
     """Seconds of a step on all the images, the best of at least `least` and of about `seconds` in all."""
 
     def measured(steps: int) -> float:
-        clock = Clock(subject.fabric.device, steps)
-        epochs = 1 + (steps + 1) * subject.settings.batch_size // len(subject.images.x)
+        clock, batch_size = Clock(subject.fabric.device, steps), subject.settings.batch_size
+        examples = len(subject.images.x) // batch_size * batch_size  # a smaller batch would be the fastest
         with contextlib.suppress(Enough):
-            subject.trainer(len(subject.images.x), epochs, clock).fit()
+            subject.trainer(examples, 1 + (steps + 1) * batch_size // examples, clock).fit()
         return min(clock.seconds)
 
     return measured(max(least, math.ceil(seconds / measured(2))))

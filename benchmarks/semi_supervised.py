@@ -19,6 +19,7 @@ import dataclasses
 import json
 import math
 import os
+import shlex
 import statistics
 import sys
 import time
@@ -204,10 +205,11 @@ def table(found: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
 def differences(found: dict[tuple[str, str], list[dict[str, Any]]], prior: str) -> str:
     """Paired differences in accuracy on the prior with several seeds: is it more than chance?"""
     lines = []
-    ours = found.get((prior, "ddvi"), [])
+    ours = {result["seed"]: result["accuracy"] for result in found.get((prior, "ddvi"), [])}
     for (where, method), results in found.items():
-        if method != "ddvi" and where in (prior, "") and len(results) == len(ours) > 1:
-            paired = [a["accuracy"] - b["accuracy"] for a, b in zip(ours, results, strict=True)]
+        theirs = {result["seed"]: result["accuracy"] for result in results}
+        if method != "ddvi" and where in (prior, "") and len(both := sorted(ours.keys() & theirs.keys())) > 1:
+            paired = [ours[seed] - theirs[seed] for seed in both]
             lines.append(f"* ddvi − {method}: {cell(paired, 2, 100)} points")
     if not lines:
         return ""
@@ -271,14 +273,14 @@ def main(argv: Sequence[str] | None = None) -> None:
                 if arguments.finished and not (folder / "study.json").exists():
                     missing.append(" ".join([method, *([] if alone else [prior]), f"seed {seed}"]))
                     continue
-                measured = measure(settings, folder, alone)
+                measured = measure(settings, folder, alone) | {"seed": seed}
                 print(method, prior, seed, json.dumps(measured), file=sys.stderr, flush=True)
                 found.setdefault(("" if alone else prior, method), []).append(measured)
     if found:
         text = table(found) + differences(found, arguments.priors[0])
         if missing:
             text += f"\nIncomplete, not run yet: {', '.join(missing)}.\n"
-        command = f"python benchmarks/semi_supervised.py {' '.join(arguments.settings)}".strip()
+        command = shlex.join(["python", "benchmarks/semi_supervised.py", *(sys.argv[1:] if argv is None else argv)])
         commits = sorted(
             {str(result["commit"]) for results in found.values() for result in results if "commit" in result}
         )

@@ -170,6 +170,14 @@ def test_two_devices_stop_together_and_one_goes_on(tmp_path: Path) -> None:
     assert [int(row["epoch"]) for row in folders.read_history(folder)] == list(range(1, 151))
 
 
+def test_an_encoding_without_our_signs_is_no_error() -> None:
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    words = [sys.executable, "-m", "ddvi.cli", "list"]
+    result = subprocess.run(words, env=environment, capture_output=True, timeout=60, check=True)
+    assert b"swiss_roll" in result.stdout
+    assert result.stderr == b""
+
+
 def test_a_closed_pipe_is_no_error() -> None:
     reader, writer = os.pipe()
     os.close(reader)

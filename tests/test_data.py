@@ -568,6 +568,9 @@ FAULTS: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"x_train": table(2), "x_test": table(2), "y_train": np.zeros(2, int), "y_test": np.array(["a", "b"])},
         ["y_train int64", "y_test <U1", "alike"],
     ),
+    "x and parts": ({"x": table(), "x_test": table()}, ["x, x_test", "give x alone"]),
+    "bytes": ({"x": table(3), "y": np.array([b"caf\xe9", b"b", b"c"])}, ["y of", "aren't ASCII"]),
+    "too close": ({"x": table() + 1.7e9}, ["x of", "around 1.7e+09", "in feature 0", "subtract an offset"]),
     "no x": ({"features": table(), "target": np.zeros(40)}, ["features, target", "neither x nor x_train"]),
     "training part only": ({"x_train": table()}, ["x_train", "neither x nor x_train and x_test"]),
     "nothing": ({}, ["holds nothing"]),
@@ -595,6 +598,16 @@ def test_empty_text_is_no_label(tmp_path: Path) -> None:
     assert data.train_y is not None
     assert data.test_y is not None
     assert sorted([*data.train_y.tolist(), *data.test_y.tolist()]) == [-1, -1, 0, 1]
+
+
+def test_minus_one_among_text_is_no_label(tmp_path: Path) -> None:
+    data = load(own(tmp_path, x=table(4), y=np.array(["b", "-1", "a", "-1"])))
+    assert data.classes == ("a", "b")
+
+
+def test_only_a_test_part_that_a_seed_drew_is_said_to_be(tmp_path: Path) -> None:
+    drawn = [load(own(tmp_path, x=table(9))).drawn, load(own(tmp_path, x_train=table(9), x_test=table(9))).drawn]
+    assert [*drawn, load("digits").drawn] == [True, False, False]
 
 
 def test_pixels_may_be_constant(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_rows_keep_their_order_and_files_are_read_as_they_come(folders: dict[str
         (["{run}", "digits", "lr=3"], "unknown setting of an embedding"),
         (["{run}", "{tmp}/flat.npy"], "make it N x features"),
         (["{run}", "{tmp}/shape.npy"], "but the run was trained on (1, 8, 8)"),
-        (["{run}", "{tmp}/scale.npy"], "values from 0 to 16; scale them alike"),
+        (["{run}", "{tmp}/scale.npy"], "whole numbers from 0 to 16; scale them alike"),
         (["{run}", "{tmp}/nan.npy"], "NaN"),
         (["{run}", "{tmp}/broken.npy"], "can't be read"),
         (["{run}", "{tmp}/none.npy"], "holds no examples"),
@@ -166,7 +166,8 @@ def test_a_missing_writer_is_named_with_its_command(
         ("poisson", "as_is", [0, 400], [-1, 3]),
         ("categorical", "as_is", [0, 3], [0, 4]),
         ("gaussian", "dequantise", [0, 255], [0, 0.5]),
-        ("bernoulli", "binarise", [0, 254.5], [0, 256]),
+        ("bernoulli", "binarise", [0, 254], [0, 256]),
+        ("bernoulli", "binarise", [0.0, 1.0], [0.0, 0.5]),
         ("gaussian", "standardise", [-1e6, 0.5], None),
     ],
 )

@@ -127,6 +127,15 @@ def test_a_decoder_of_another_run_is_taken_and_rests(tmp_path: Path, measures: l
         runs.train(small(tmp_path / "fifth", decoder=tmp_path / "empty"))
 
 
+def test_started_anew_nothing_of_the_old_run_is_left(tmp_path: Path, brief: None) -> None:
+    runs.train(small(tmp_path))
+    assert (tmp_path / "report.html").exists()
+    runs.train(small(tmp_path, overwrite=True, report=False, lr=2e-3))
+    assert not (tmp_path / "report.html").exists()
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir() if path.suffix}
+    assert modes["model.safetensors"] == modes["metrics.json"], "who may read the one may read the other"
+
+
 def test_a_decoder_that_rests_drops_nothing(
     tmp_path: Path, measures: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -174,6 +174,20 @@ def test_a_launcher_that_isnt_installed_names_the_extra(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("word", ["evaluation=quick,full", "vae.device=cpu,cuda"])
+def test_values_that_make_no_other_runs_are_refused(word: str) -> None:
+    with pytest.raises(InputError, match=f"{word} makes no runs that differ"):
+        study.read(["digits", "vae", "pinwheel", word])
+
+
+@pytest.mark.parametrize("name", ["out", "threads", "overwrite"])
+def test_a_study_file_says_nothing_of_where_and_how(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(f"dataset: digits\nmethod: vae\nprior: pinwheel\n{name}: 1\n")
+    with pytest.raises(InputError, match=f"{name} isn't a study file's to say"):
+        study.read([str(path)])
+
+
 def test_slurm_is_refused_where_jobs_cant_be_submitted(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -44,13 +44,13 @@ def test_a_difference_is_paired_by_seed() -> None:
     verdicts = []
     for _ in range(50):
         first, second = rng.normal(1, 1, 6), rng.normal(size=6)
-        expected = stats.ttest_rel(first, second).pvalue < 0.05
+        expected = stats.ttest_rel(first, second).pvalue < 0.05 and first.mean() > second.mean()
         verdicts.append(bool(expected))
-        assert tables.differs(dict(enumerate(first)), dict(enumerate(second))) == expected
+        assert tables.exceeds(dict(enumerate(first)), dict(enumerate(second))) == expected
     assert 5 < sum(verdicts) < 45
     # Far apart from seed to seed, and yet always 1 ± 0.1 better: pairing sees it.
-    assert tables.differs({0: 11.0, 1: 51.1, 2: 90.9}, {0: 10.0, 1: 50.0, 2: 90.0, 7: 1e6})
-    assert not tables.differs({0: 1.0, 1: 2.0}, {1: 0.0, 2: 0.0}), "one common seed decides nothing"
+    assert tables.exceeds({0: 11.0, 1: 51.1, 2: 90.9}, {0: 10.0, 1: 50.0, 2: 90.0, 7: 1e6})
+    assert not tables.exceeds({0: 1.0, 1: 2.0}, {1: 0.0, 2: 0.0}), "one common seed decides nothing"
 
 
 @pytest.fixture
@@ -90,6 +90,28 @@ def test_a_table_for_each_data_set_and_prior(root: Path) -> None:
     assert not any(cells["training_seconds"].best for cells in (vae, fast, ddvi)), "time is no measure"
     assert "elbo" not in ddvi
     assert ddvi["mmd"].mean == pytest.approx(1.305)
+
+
+def test_what_is_worse_on_the_seeds_that_both_have_is_never_bold(tmp_path: Path) -> None:
+    for seed, elbo in enumerate([-101.0, -101.1, -101.2, -80.0, -80.0, -80.0]):
+        finish(tmp_path, "vae", seed, elbo=elbo)
+    for seed in range(3):
+        finish(tmp_path, "iaf_vae", seed, elbo=-100.0)
+    ((place, rows),) = tables.grouped(tables.find(tmp_path)).items()
+    table = tables.tabulate(place, rows)
+    assert not any(cells["elbo"].best for _, _, cells in table.rows)
+
+
+@pytest.mark.parametrize("other", [{"evaluation": "full"}, {"fingerprint": {"digits": "x"}}, {"test_seed": 3}])
+def test_what_was_measured_otherwise_has_no_best_and_is_said(tmp_path: Path, other: dict[str, Any]) -> None:
+    for seed in range(3):
+        finish(tmp_path, "vae", seed, elbo=-100.0 - seed)
+        folder = finish(tmp_path, "iaf_vae", seed, elbo=-90.0 - 1.1 * seed)
+        folders.write_metrics(folder, folders.read_metrics(folder) | other)
+    ((place, rows),) = tables.grouped(tables.find(tmp_path)).items()
+    table = tables.tabulate(place, rows)
+    assert not any(cells["elbo"].best for _, _, cells in table.rows)
+    assert any("can't be compared" in note for note in table.notes)
 
 
 def test_each_form_says_the_same(root: Path) -> None:

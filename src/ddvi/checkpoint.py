@@ -43,6 +43,8 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118 (not a mapping)
     except FileNotFoundError:
         raise InputError(f"there is no file {path}; give the folder of a run that has been started") from None
+    except PermissionError:
+        raise InputError(f"{path} may not be read; have its owner allow it, as by chmod +r") from None
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise InputError(
             f"{path} is damaged or not a file of ddvi ({error}); restore it, or train anew (a run: with overwrite=true)"

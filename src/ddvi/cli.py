@@ -6,6 +6,7 @@ Whatever concerns names, values and run folders is answered before torch is impo
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import re
 import shlex
@@ -63,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after the program's name; those of the process by default.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # an encoding without a sign of ours is no reason to end
     try:
         status = _run(words)
         sys.stdout.flush()
@@ -302,10 +306,10 @@ def _study(arguments: argparse.Namespace) -> int:
         failures = study.run(found, left)
     except KeyboardInterrupt:
         return _fail("stopped; the same command goes on", 130)
-    if len(failures) < len(found.members):
-        _make_tables(found.folder, None)
     for failure in failures:
         print(f"failed: {failure.member.command}\n  {failure.reason}", file=sys.stderr)
+    if len(failures) < len(found.members):
+        _make_tables(found.folder, None)
     return _fail(f"{len(failures)} of {len(found.members)} runs failed", 1) if failures else 0
 
 

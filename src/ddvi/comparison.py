@@ -115,19 +115,24 @@ def comparable(runs: Sequence[Run]) -> bool:
 
 def _data(run: Run) -> tuple[object, ...]:
     fingerprint = run.metrics.get("fingerprint") or {}
-    told = (run.metrics.get(name) for name in ("n_test", "measured_on", "likelihood"))
+    told = (run.metrics.get(name) for name in ("n_test", "measured_on", "test_seed", "likelihood"))
     return (*sorted(fingerprint.values()), *told)
+
+
+def differences(runs: Sequence[Run]) -> list[str]:
+    """Why runs can't be compared, where they can't."""
+    said = []
+    if len({_data(run) for run in runs}) > 1:
+        said.append("the runs have different data or likelihoods: their values can't be compared")
+    if len({run.metrics.get("evaluation") for run in runs}) > 1:
+        said.append("some were evaluated with evaluation=quick, some in full: their values can't be compared")
+    return said
 
 
 def notes(runs: Sequence[Run]) -> list[str]:
     """What a reader of the table must know."""
-    said = []
-    if len({_data(run) for run in runs}) > 1:
-        said.append("the runs have different data or likelihoods: their values can't be compared")
-    efforts = {run.metrics.get("evaluation") for run in runs}
-    if len(efforts) > 1:
-        said.append("some were evaluated with evaluation=quick, some in full: their values can't be compared")
-    elif efforts == {"quick"}:
+    said = differences(runs)
+    if {run.metrics.get("evaluation") for run in runs} == {"quick"}:
         said.append("evaluation=quick: capped examples, draws and nodes; evaluation=full is the measure to report")
     if len(runs) > 1 and comparable(runs):
         said.append(

@@ -46,6 +46,7 @@ class Dataset:
         classes: their names; empty without labels.
         maximum: the value that stands for 1.0 in images; None for tables, counts and unbounded values.
         fingerprint: SHA-256 of every file read, by file name.
+        drawn: whether the test part was drawn by a seed.
 
     Example:
         >>> load("digits").describe()
@@ -60,6 +61,7 @@ class Dataset:
     classes: tuple[str, ...]
     maximum: float | None
     fingerprint: dict[str, str]
+    drawn: bool = False
 
     @property
     def event_shape(self) -> torch.Size:
@@ -75,7 +77,7 @@ class Dataset:
         """The training examples alone: `rows` of them to train on, `others` in the place of the test examples."""
         x, y = self.train_x, self.train_y
         train_y, test_y = (None, None) if y is None else (y[rows], y[others])
-        return replace(self, train_x=x[rows], test_x=x[others], train_y=train_y, test_y=test_y)
+        return replace(self, train_x=x[rows], test_x=x[others], train_y=train_y, test_y=test_y, drawn=True)
 
     def describe(self) -> str:
         """One line for the terminal."""
@@ -247,6 +249,7 @@ def _idx_source(url: str, md5: str, folders: tuple[str, ...], classes: tuple[str
     return _Source(url, downloads, (*folders, "."), (train, test), (60_000, 10_000), _read_mnist, classes)
 
 
+_LARGEST_LOSS = 1e-3  # of a value to single precision, in standard deviations of its feature
 _CHANNELS = (1, 3, 4)  # grey, colour, and colour with transparency
 _SOURCES = {
     "mnist": _idx_source(
@@ -321,6 +324,8 @@ def _download(name: str) -> Path:
 def _load_own(path: Path, seed: int) -> Dataset:
     fingerprint: dict[str, str] = {}
     arrays = read_numpy(path, fingerprint)
+    if "x" in arrays and {"x_train", "x_test"} & arrays.keys():
+        _refuse(f"'{path}' holds {', '.join(arrays)}: give x alone, or x_train and x_test")
     parts = ("",) if "x" in arrays else ("_train", "_test")
     xs = [check_values(f"x{part} of '{path}'", arrays[f"x{part}"]) for part in parts]
     pairs = [(f"y{part}", x) for part, x in zip(parts, xs, strict=True) if f"y{part}" in arrays]
@@ -329,7 +334,10 @@ def _load_own(path: Path, seed: int) -> Dataset:
     if not alike or len(ys) not in (0, len(xs)):
         held = ", ".join(f"{key} {array.dtype}{array.shape}" for key, array in arrays.items())
         _refuse(f"the parts of '{path}' don't match ({held}): give both alike, with labels in both or in neither")
-    (x, maximum), (y, classes) = _as_tensor(np.concatenate(xs)), _as_classes(ys) if ys else (None, ())
+    whole = np.concatenate(xs)
+    (x, maximum), (y, classes) = _as_tensor(whole), _as_classes(ys) if ys else (None, ())
+    if x.dtype == torch.float32 and whole.dtype != np.float32:
+        _check_kept(f"x{parts[0]} of '{path}'", whole, x)
     n_train = len(xs[0]) if len(xs) == 2 else len(x) - max(1, len(x) // 10)
     if n_train < 2:
         _refuse(f"x{parts[0]} of '{path}' has too few examples, {len(xs[0])}: give {4 - len(xs)} or more")
@@ -337,7 +345,7 @@ def _load_own(path: Path, seed: int) -> Dataset:
     if len(xs) == 1:
         train, test = _draw_test(len(x), len(x) - n_train, y, generator(seed, "test"))
     labels = (None, None) if y is None else (y[train], y[test])
-    return Dataset(path.stem, x[train], x[test], *labels, classes, maximum, fingerprint)
+    return Dataset(path.stem, x[train], x[test], *labels, classes, maximum, fingerprint, drawn=len(xs) == 1)
 
 
 def read_numpy(path: Path, fingerprint: dict[str, str]) -> dict[str, np.ndarray]:
@@ -386,7 +394,11 @@ def _check_labels(what: str, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     if y.shape != (len(x),):
         _refuse(f"{what} has shape {y.shape}, for {len(x):,} examples: give one label each, shape ({len(x)},)")
     if y.dtype.kind in "US":
-        return y.astype(np.str_)
+        try:
+            y = y.astype(np.str_)
+        except UnicodeDecodeError:
+            _refuse(f"{what} has bytes that aren't ASCII: give text, as by numpy.char.decode(y, 'latin-1')")
+        return np.where(y == "-1", "", y)  # which is what -1 among text becomes
     y = y.astype(np.int64)
     if y.min() < -1:
         first = int(np.argmax(y < -1))
@@ -400,6 +412,17 @@ def _as_classes(ys: Sequence[np.ndarray]) -> tuple[Tensor | None, tuple[str, ...
     unknown = int(len(values) > 0 and values[0] in ("", -1))  # which is the first
     classes = tuple(str(value) for value in values[unknown:])
     return (torch.from_numpy(index.astype(np.int64) - unknown) if classes else None), classes
+
+
+def _check_kept(what: str, x: np.ndarray, kept: Tensor) -> None:
+    """Refuse values that differ too little from each other for single precision."""
+    flat = x.reshape(len(x), -1).astype(np.float64)
+    lost = np.abs(flat - kept.flatten(1).double().numpy()).max(0) > _LARGEST_LOSS * flat.std(0)
+    lost &= (flat != flat[0]).any(0)
+    if lost.any():
+        place = int(lost.argmax())
+        held = f"values around {flat[0, place]:g} that differ by {flat[:, place].std():g} in feature {place}"
+        _refuse(f"{what} has {held}, too little for single precision: subtract an offset from them")
 
 
 def _as_tensor(x: np.ndarray) -> tuple[Tensor, float | None]:

@@ -171,7 +171,9 @@ def conform(batch: np.ndarray, observations: Observations, name: str, first: int
             f" {tuple(observations.event_shape)}; give data of that shape"
         )
     top = _top(observations)
-    whole = observations.preprocessing in ("dequantise", "as_is")
+    whole = observations.preprocessing in ("dequantise", "as_is") or (
+        observations.preprocessing == "binarise" and observations.maximum > 1
+    )
     low, high = float(batch.min()), float(batch.max())
     outside = top is not None and (low < 0 or high > top)
     if outside or (whole and (batch % 1 != 0).any()):

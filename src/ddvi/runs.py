@@ -121,7 +121,7 @@ def _train(
     )
     watcher.trainer = trainer
     if not resume and fabric.is_global_zero:
-        for name in (METRICS, WEIGHTS, CHECKPOINT, HISTORY):
+        for name in (METRICS, WEIGHTS, CHECKPOINT, HISTORY, REPORT):
             (folder / name).unlink(missing_ok=True)
         folders.write_config(settings, observations.as_dict(), dataset.fingerprint, matrix_products)
     decisive = {name: getattr(settings, name) for name in FIELDS if name not in FREE_ON_RESUME}
@@ -242,6 +242,7 @@ def _evaluate(
         "seed": settings.seed,
         "evaluation": settings.evaluation,
         "measured_on": settings.measured_on,
+        "test_seed": settings.seed if dataset.drawn else None,
         "likelihood": observations.likelihood,
         **sizes,
         "epochs": len(history),

@@ -31,7 +31,7 @@ from ddvi import folders
 from ddvi.catalogue import MEASURES
 from ddvi.errors import InputError, check_name
 from ddvi.files import write_aside
-from ddvi.settings import FIELDS, Settings, as_text, deviations, resolve
+from ddvi.settings import FIELDS, FREE_ON_RESUME, Settings, as_text, deviations, resolve
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -119,6 +119,11 @@ def read(words: Sequence[str]) -> Study:
     settings = {name: _split(name, value) for name, value in given.items()}
     for grid in grids:
         grid |= settings
+        for name, values in grid.items():
+            if name.rpartition(".")[2] in FREE_ON_RESUME and len(values) > 1:
+                raise InputError(f"{name}={','.join(values)} makes no runs that differ; give one value of it")
+            if name in _OPTIONS or name in ("resume", "overwrite"):
+                raise InputError(f"{name} isn't a study file's to say; give {name}=… in the command, or leave it out")
     _check_scopes(grids)
     folder = Path(os.path.abspath(os.path.expanduser(options.get("out") or f"studies/{title}")))
     launcher = check_name("launcher", options.get("launcher", "local"), LAUNCHERS)

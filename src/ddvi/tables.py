@@ -5,7 +5,7 @@ A cell is the mean over n seeds with its 95% t-interval,
     x̄ ± t₀.₉₇₅(n − 1) s / √n.
 
 The best of a column is bold where it is better than the second best beyond doubt: the interval of the paired per-seed
-difference excludes 0. Everything comes from the run folders; no run is repeated.
+difference lies above 0, and all of them were measured alike. Everything comes from the run folders; no run is repeated.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 from ddvi import folders
 from ddvi.catalogue import DATASETS, MEASURES, PRIORS
-from ddvi.comparison import TRAINING, Run, run_of
+from ddvi.comparison import TRAINING, Run, comparable, differences, run_of
 from ddvi.errors import InputError
 from ddvi.files import write_aside
 from ddvi.folders import CONFIG, METRICS, WEIGHTS
@@ -70,13 +70,13 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return mean, float(t.ppf(0.975, n - 1)) * statistics.stdev(values) / math.sqrt(n)
 
 
-def differs(first: Mapping[int, float], second: Mapping[int, float]) -> bool:
-    """Whether the 95% t-interval of the paired difference over the seeds that both have excludes 0."""
+def exceeds(first: Mapping[int, float], second: Mapping[int, float]) -> bool:
+    """Whether the 95% t-interval of first − second, paired over the seeds that both have, lies above 0."""
     paired = [first[seed] - second[seed] for seed in first if seed in second]
     if len(paired) < 2:
         return False
     mean, half_width = interval(paired)
-    return abs(mean) > half_width
+    return mean > half_width
 
 
 def find(root: Path) -> list[Run]:
@@ -126,6 +126,11 @@ def labels(rows: Sequence[tuple[str, ...]]) -> tuple[dict[tuple[str, ...], str],
     return names, shared
 
 
+def _comparable(first: Mapping[int, Run], second: Mapping[int, Run]) -> bool:
+    """Whether the runs of each seed that both rows have were measured alike."""
+    return all(comparable([first[seed], second[seed]]) for seed in first if seed in second)
+
+
 def tabulate(
     place: tuple[str, str], rows: Mapping[tuple[str, ...], Mapping[int, Run]], commands: Sequence[str] = ()
 ) -> Table:
@@ -151,17 +156,21 @@ def tabulate(
         if len(by_row) > 1 and column in MEASURES:
             sign = 1 if MEASURES[column][1] == "higher" else -1
             first, second = sorted(by_row, key=lambda row: -sign * means[row][0])[:2]
-            winner = first if differs(by_row[first], by_row[second]) else None
+            signed = ({seed: sign * value for seed, value in by_row[row].items()} for row in (first, second))
+            winner = first if exceeds(*signed) and _comparable(rows[first], rows[second]) else None
         for row, (mean, half_width) in means.items():
             cells[row][column] = Cell(mean, half_width, row == winner)
     columns = [column for column in columns if any(column in cells[row] for row in rows)]
     runs = [run for seeds in rows.values() for run in seeds.values()]
     settings = [f"settings: {' '.join(shared)}"] if shared else []
+    seeds = {run.settings.seed for run in runs}
+    together = ([run for run in runs if run.settings.seed == seed] for seed in seeds)
+    warnings = list(dict.fromkeys(warning for part in together for warning in differences(part)))
     return Table(
         f"{place[0]}, {place[1]}",
         columns,
         [(names[row], len(rows[row]), cells[row]) for row in rows],
-        [*settings, *(f"command: {command}" for command in commands), *_provenance(runs)],
+        [*settings, *(f"command: {command}" for command in commands), *_provenance(runs), *warnings],
     )
 
 
@@ -330,7 +339,7 @@ def draw(root: Path, output: Path | None = None, data_root: str = "") -> list[Pa
         columns = list(dict.fromkeys(row for rows in tables.values() for row in rows))
         titles, _ = labels(columns)
         pictures: list[list[tuple[str, Any, Any] | None]] = []
-        dataset = None
+        loaded: dict[tuple[Any, ...], Any] = {}
         for rows in tables.values():
             panels: list[tuple[str, Any, Any] | None] = []
             prior_z = None
@@ -339,10 +348,11 @@ def draw(root: Path, output: Path | None = None, data_root: str = "") -> list[Pa
                     panels.append(None)
                     continue
                 settings, _, model = runs.load_run(next(iter(rows[column].values())).folder)
-                if dataset is None:
-                    source = data_root or settings.data_root or None
-                    dataset = data.load(settings.dataset, source, settings.seed, settings.limit or None)
-                shown = runs.measured(settings, dataset)
+                place = data_root or settings.data_root or None
+                source = (settings.dataset, place, settings.seed, settings.limit or None)
+                if source not in loaded:
+                    loaded[source] = data.load(*source)
+                shown = runs.measured(settings, loaded[source])
                 y = None if shown.test_y is None else shown.test_y[:_POINTS]
                 with runs.arithmetic(settings):
                     x = evaluation.prepared(model.preprocessing, shown.test_x[:_POINTS])
