@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -168,6 +170,19 @@ def test_two_devices_stop_together_and_one_goes_on(tmp_path: Path) -> None:
     assert stopped, error
     assert cli.main(["train", *stopped[2].split(), "devices=1"]) == 0
     assert [int(row["epoch"]) for row in folders.read_history(folder)] == list(range(1, 151))
+
+
+def test_what_goes_on_can_be_pasted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ddvi.runs.train", stopped)
+    monkeypatch.setenv("DDVI_PROGRAM", "/my files/run.sh")
+    assert cli.main(["train", *SMALL, f"out={tmp_path / 'a run'}"]) == 130
+    (command,) = re.findall(r"go on with: (.*)\n", capsys.readouterr().err)
+    assert shlex.split(command) == ["/my files/run.sh", *SMALL, f"out={tmp_path / 'a run'}", "resume=true"]
 
 
 def test_an_encoding_without_our_signs_is_no_error() -> None:

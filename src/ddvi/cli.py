@@ -223,7 +223,8 @@ def _train(arguments: argparse.Namespace) -> int:
         console.print(f"without effect, as {what} doesn't read it: {', '.join(without_effect)}")
     watcher = progress.Watcher(console, settings)
     again = [word for word in arguments.words if not word.startswith(("resume=", "overwrite="))]
-    command = shlex.join([*shlex.split(os.environ.get("DDVI_PROGRAM", "ddvi train")), *again, "resume=true"])
+    program = [named] if (named := os.environ.get("DDVI_PROGRAM")) else ["ddvi", "train"]
+    command = shlex.join([*program, *again, "resume=true"])
     try:
         with watcher:
             metrics = runs.train(settings, watcher)
@@ -317,11 +318,11 @@ def _tables(arguments: argparse.Namespace) -> int:
     folder, given = _one_folder("tables", arguments.words, "folder of runs")
     for name in given:
         check_name("setting of tables", name, ["data_root"])
-    _make_tables(folder, Path(arguments.output) if arguments.output else None, given.get("data_root", ""))
+    _make_tables(folder, Path(arguments.output) if arguments.output else None, given.get("data_root"))
     return 0
 
 
-def _make_tables(folder: Path, output: Path | None, data_root: str = "") -> None:
+def _make_tables(folder: Path, output: Path | None, data_root: str | None = None) -> None:
     from ddvi import tables
 
     for path in [*tables.write(folder, output), *tables.draw(folder, output, data_root)]:

@@ -33,7 +33,7 @@ def report(names: Sequence[str], given: Mapping[str, str]) -> int:
     from ddvi import runs
 
     output = Path(given["out"]) if given.get("out") else None
-    print(runs.report(_several("report", names, 1), output, given.get("data_root", "")))
+    print(runs.report(_several("report", names, 1), output, given.get("data_root")))
     return 0
 
 

@@ -174,7 +174,7 @@ class _Source:
 def _load_named(name: str, root: Path | None) -> Dataset:
     source, fingerprint, parts = _SOURCES[name], {}, []
     if root and not os.path.isdir(root):
-        _refuse(f"data_root '{root}' is not a folder: {_advice(name)}, or leave it out to download {name}")
+        _refuse(f"data_root '{root}' is not a folder: {_advice(name)}, or data_root= to download {name}")
     found = (root and _find(name, root)) or _find(name, _download(name)) or {}
     for files, size in zip(source.files, source.sizes, strict=True):
         images, labels = source.read([found[file] for file in files], size, fingerprint)

@@ -75,7 +75,7 @@ def embed(
     from ddvi.randomness import seeded
 
     settings, observations, model = runs.load_run(folder)
-    changed = {name: given[name] for name in ("device", "threads", "data_root") if given.get(name)}
+    changed = {name: given[name] for name in ("device", "threads", "data_root") if name in given}
     settings = dataclasses.replace(settings, **changed)
     facts = checkpoint.load(folder / folders.WEIGHTS)[1]
     classes = facts.get("classes") or [str(label) for label in range(model.prior.parts or 0)]

@@ -315,13 +315,13 @@ def sample(folder: Path, count: int, seed: int = 0) -> dict[str, Tensor]:
     return {name: torch.cat([part[name] for part in parts]) for name in ("x", "mean", "z")}
 
 
-def report(paths: Sequence[Path], output: Path | None = None, data_root: str = "") -> Path:
+def report(paths: Sequence[Path], output: Path | None = None, data_root: str | None = None) -> Path:
     """Write a page on finished runs, side by side, and return its file.
 
     Args:
         paths: run folders.
         output: the file; `report.html` in the folder that holds all of the runs if None.
-        data_root: folder with the data; each run's own if empty.
+        data_root: folder with the data, empty for the cache; each run's own if None.
 
     Raises:
         InputError: a folder holds no finished run, the data can't be read, or the file can't be written.
@@ -339,7 +339,8 @@ def report(paths: Sequence[Path], output: Path | None = None, data_root: str = "
     gathered = []
     for run in found:
         settings, _, model = load_run(run.folder)
-        source = (settings.dataset, data_root or settings.data_root or None, settings.seed, settings.limit or None)
+        place = settings.data_root if data_root is None else data_root
+        source = (settings.dataset, place or None, settings.seed, settings.limit or None)
         if source not in loaded:
             loaded[source] = data.load(*source)
         folders.check_same_data(run.folder, loaded[source].fingerprint)

@@ -314,7 +314,7 @@ def write(root: Path, output: Path | None = None) -> list[Path]:
     return [output / name for name in texts]
 
 
-def draw(root: Path, output: Path | None = None, data_root: str = "") -> list[Path]:
+def draw(root: Path, output: Path | None = None, data_root: str | None = None) -> list[Path]:
     """Draw the latent spaces of the runs under a folder, a picture a data set: priors down, methods across.
 
     The prior itself stands last; of several seeds the first is shown.
@@ -322,7 +322,7 @@ def draw(root: Path, output: Path | None = None, data_root: str = "") -> list[Pa
     Args:
         root: as `write`.
         output: as `write`.
-        data_root: folder with the data; each run's own if empty.
+        data_root: folder with the data, empty for the cache; each run's own if None.
 
     Raises:
         InputError: as `find`, or the data can't be read.
@@ -348,8 +348,8 @@ def draw(root: Path, output: Path | None = None, data_root: str = "") -> list[Pa
                     panels.append(None)
                     continue
                 settings, _, model = runs.load_run(next(iter(rows[column].values())).folder)
-                place = data_root or settings.data_root or None
-                source = (settings.dataset, place, settings.seed, settings.limit or None)
+                place = settings.data_root if data_root is None else data_root
+                source = (settings.dataset, place or None, settings.seed, settings.limit or None)
                 if source not in loaded:
                     loaded[source] = data.load(*source)
                 shown = runs.measured(settings, loaded[source])
