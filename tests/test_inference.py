@@ -270,7 +270,7 @@ def test_densities_by_many_draws_are_taken_in_portions(monkeypatch):
     posterior = ddvi.Inference(prior(), likelihood, **SMALL).fit(observations(64), epochs=2).posterior(observations(4))
     z, rows = posterior.sample((3,), seed=0), []
     whole = posterior.log_prob(z, 400, seed=1)
-    monkeypatch.setattr("ddvi.posteriors.base._ROWS_AT_ONCE", 100)
+    monkeypatch.setattr("ddvi.posteriors.base.ROWS_AT_ONCE", 100)
     score = DiffusionConditional.log_ratio
     monkeypatch.setattr(
         DiffusionConditional, "log_ratio", lambda self, path: rows.append(path[0, ..., 0].numel()) or score(self, path)

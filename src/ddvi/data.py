@@ -336,8 +336,7 @@ def _load_own(path: Path, seed: int) -> Dataset:
         _refuse(f"the parts of '{path}' don't match ({held}): give both alike, with labels in both or in neither")
     whole = np.concatenate(xs)
     (x, maximum), (y, classes) = _as_tensor(whole), _as_classes(ys) if ys else (None, ())
-    if x.dtype == torch.float32 and whole.dtype != np.float32:
-        _check_kept(f"x{parts[0]} of '{path}'", whole, x)
+    check_kept(f"x{parts[0]} of '{path}'", whole, x)
     n_train = len(xs[0]) if len(xs) == 2 else len(x) - max(1, len(x) // 10)
     if n_train < 2:
         _refuse(f"x{parts[0]} of '{path}' has too few examples, {len(xs[0])}: give {4 - len(xs)} or more")
@@ -414,8 +413,10 @@ def _as_classes(ys: Sequence[np.ndarray]) -> tuple[Tensor | None, tuple[str, ...
     return (torch.from_numpy(index.astype(np.int64) - unknown) if classes else None), classes
 
 
-def _check_kept(what: str, x: np.ndarray, kept: Tensor) -> None:
-    """Refuse values that differ too little from each other for single precision."""
+def check_kept(what: str, x: np.ndarray, kept: Tensor) -> None:
+    """Refuse values (N, …) that differ too little from each other for single precision, in which they are kept."""
+    if kept.dtype != torch.float32 or x.dtype == np.float32:
+        return
     flat = x.reshape(len(x), -1).astype(np.float64)
     lost = np.abs(flat - kept.flatten(1).double().numpy()).max(0) > _LARGEST_LOSS * flat.std(0)
     lost &= (flat != flat[0]).any(0)

@@ -7,6 +7,7 @@ that the command line can refuse a wrong name at once.
 from __future__ import annotations
 
 import difflib
+import numbers
 from collections.abc import Iterable
 
 _MOST_TO_LIST = 20
@@ -31,6 +32,11 @@ class TrainingError(RuntimeError):
         >>> issubclass(TrainingError, RuntimeError)
         True
     """
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value is a whole number, numpy's too, which truth values aren't."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def check_name(kind: str, given: str, allowed: Iterable[str], otherwise: str = "") -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import numbers
 from collections.abc import Iterator
 from typing import Any, NamedTuple, final
 
@@ -12,13 +11,11 @@ import torch
 from torch import Tensor
 
 from ddvi.drawn import unchecked
-from ddvi.errors import InputError
+from ddvi.errors import InputError, is_whole
 from ddvi.model import LatentVariableModel
-from ddvi.posteriors.base import Conditional
+from ddvi.posteriors.base import ROWS_AT_ONCE, Conditional, portions
 from ddvi.randomness import sample, seeded
 from ddvi.supports import Bijection
-
-_ROWS_AT_ONCE = 50_000  # draws × observations
 
 
 class Estimate(NamedTuple):
@@ -120,7 +117,7 @@ class FittedPosterior:
         u = self.bijection.checked_inverse(z)
         batches = u.reshape(-1, self.count, self.bijection.size)
         with self.drawing(seed):
-            parts = batches.split(max(1, _ROWS_AT_ONCE // (samples * self.count)))
+            parts = batches.split(max(1, ROWS_AT_ONCE // (samples * self.count)))
             conditional = self.conditional
             scored = [conditional.log_prob(part, samples) for part in parts]
         value, error = (torch.cat(values).reshape(u.shape[:-1]) for values in zip(*scored, strict=True))
@@ -160,8 +157,7 @@ class FittedPosterior:
 
     def sizes(self, samples: int) -> list[int]:
         """`samples` in portions that fit into memory."""
-        portion = max(1, _ROWS_AT_ONCE // self.count)
-        return [portion] * (samples // portion) + [samples % portion] * (samples % portion > 0) or [0]
+        return portions(samples, self.count)
 
     @contextlib.contextmanager
     def drawing(self, seed: int | None, what: str = "posterior") -> Iterator[None]:
@@ -173,7 +169,7 @@ class FittedPosterior:
 
 def whole(samples: int) -> int:
     """A number of draws, if it is one."""
-    if isinstance(samples, bool) or not isinstance(samples, numbers.Integral):
+    if not is_whole(samples):
         raise InputError(f"samples={samples!r} is no whole number; give how many draws to take")
     return int(samples)
 
@@ -182,6 +178,6 @@ def _count(sample_shape: Any) -> int:
     """How many draws a shape is of."""
     if not isinstance(sample_shape, (tuple, list)):
         raise InputError(f"sample_shape={sample_shape!r} is no shape; give a tuple, such as (100,)")
-    if any(isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < 0 for n in sample_shape):
+    if not all(is_whole(n) and n >= 0 for n in sample_shape):
         raise InputError(f"sample_shape={sample_shape!r} is no shape; give whole numbers from 0 on, such as (100,)")
     return int(math.prod(sample_shape))

@@ -33,7 +33,7 @@ def check_encoder(encoder: nn.Module | None) -> None:
 
 
 class Linear(nn.Linear):
-    """A linear layer that adds its bias afterwards on CUDA, where products of few rows with it take twice as long."""
+    """A linear layer that adds its bias afterwards on CUDA, where products of few rows take longer with it."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not input.is_cuda:

@@ -6,7 +6,6 @@ What `composition` is for names and settings, this is for objects.
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, final
@@ -19,7 +18,7 @@ from torch.distributions.constraints import Constraint
 from ddvi.arrays import as_tensor
 from ddvi.composition import assemble
 from ddvi.drawn import unchecked
-from ddvi.errors import InputError, check_name
+from ddvi.errors import InputError, check_name, is_whole
 from ddvi.likelihoods import ExponentialFamily, Likelihood, as_likelihood, is_scored_object
 from ddvi.methods import ALIASES, METHODS
 from ddvi.model import LatentVariableModel
@@ -257,7 +256,7 @@ def split(
     x: Tensor, u: Tensor | None, validation: Any, seed: int
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Training and held-out x, and the same of latents u (N, D) where there are any."""
-    if isinstance(validation, bool) or not isinstance(validation, numbers.Integral):
+    if not is_whole(validation):
         if u is not None:
             raise InputError("validation of simulations is how many pairs to hold out; give a whole number")
         held_out = as_tensor(validation, "validation")

@@ -25,7 +25,7 @@ from torch import Tensor
 from ddvi.arithmetic import fast_products
 from ddvi.arrays import as_tensor
 from ddvi.composition import build_model, make_schedule, observe
-from ddvi.data import Dataset, split_validation
+from ddvi.data import Dataset, check_kept, split_validation
 from ddvi.devices import make_fabric
 from ddvi.errors import InputError, check_name
 from ddvi.likelihoods import ExponentialFamily, means
@@ -298,9 +298,8 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         if counts and X.dtype.kind == "f" and (np.round(X) == X).all():
             X = X.astype(np.int64)
         x = as_tensor(X, "X")
-        if reset and (lost := (x == x[0]).all(0).numpy() & (X[0] != X).any(0)).any():
-            which = f"column {int(lost.argmax())} of X varies too little around {X[0, lost.argmax()]:g}"
-            raise InputError(f"{which} for single precision, where it is constant; subtract its mean first")
+        if reset:
+            check_kept("X", X, x)
         return x
 
     def _prepared(self, X: Any) -> Tensor:

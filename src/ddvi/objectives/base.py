@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import abc
 import math
-import numbers
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from ddvi.errors import InputError
+from ddvi.errors import InputError, is_whole
 from ddvi.model import LatentVariableModel
 
 
@@ -90,7 +89,7 @@ def check_least(objective: Objective, **least: int) -> None:
     who = type(objective).__name__
     for name, minimum in least.items():
         value = getattr(objective, name)
-        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        whole = is_whole(value)
         if value is not None and (not whole or int(value) < minimum):
             wanted = f"{minimum} or more" if whole else f"a whole number, {minimum} or more"
             raise InputError(f"{name}={value} is impossible in {who}; give {wanted}")

@@ -28,7 +28,13 @@ from ddvi.errors import InputError
 
 VARIANCE_FLOOR = 1e-6
 LARGEST_LOG_VARIANCE = 20.0  # so that a wild output stays finite
-_ROWS_AT_ONCE = 50_000  # draws of the auxiliary variables × latents
+ROWS_AT_ONCE = 50_000  # draws × latents or observations, which fit into memory
+
+
+def portions(samples: int, rows: int) -> list[int]:
+    """`samples` draws for each of so many rows, in portions of at most `ROWS_AT_ONCE` in all; [0] of none."""
+    most = max(1, ROWS_AT_ONCE // max(1, rows))
+    return [most] * (samples // most) + [samples % most] * (samples % most > 0) or [0]
 
 
 class Draw(NamedTuple):
@@ -113,8 +119,8 @@ class Conditional(abc.ABC):
             return value, torch.zeros_like(value)
         if samples < 2:
             raise InputError(f"importance sampling of log q(z|x) needs at least 2 samples, not {samples}")
-        portions = torch.empty(samples).split(max(1, _ROWS_AT_ONCE // max(1, z[..., 0].numel())))
-        ratios = torch.cat([self.log_ratio(self.reverse_path(z.expand(len(part), *z.shape))) for part in portions])
+        sizes = portions(samples, z[..., 0].numel())
+        ratios = torch.cat([self.log_ratio(self.reverse_path(z.expand(size, *z.shape))) for size in sizes])
         value = ratios.logsumexp(0) - math.log(samples)
         return value, (ratios - value).exp().std(0) / math.sqrt(samples)
 
