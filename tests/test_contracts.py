@@ -9,6 +9,7 @@ from ddvi.catalogue import PRIORS as PRIOR_NAMES
 from ddvi.composition import Observations, build_model, make_objective
 from ddvi.methods import METHODS
 from ddvi.objectives.base import Batch
+from ddvi.posteriors.laplace import LaplacePosterior
 from ddvi.posteriors.scaled import ScaledPosterior
 from ddvi.randomness import random_state, seeded
 from ddvi.schedule import Phase, Schedule
@@ -227,3 +228,27 @@ def test_the_likelihood_guides_the_last_step_whatever_the_data(kind, objective, 
     assert not [name for name, _ in model.posterior.named_parameters() if "likelihood" in name], (
         "it isn't ours to train"
     )
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "objective", "latent_size", "labels"),
+    [("ddvi", kind, "auto", 3, False) for kind in OBSERVATIONS]
+    + [(method, "binary table", "auto", 3, False) for method in METHODS if method not in ("aae", "ddvi")]
+    + [("ddvi", "binary table", objective, 2, False) for objective in METHODS["ddvi"].objectives]
+    + [(method, "counts", "auto", 2, True) for method in ("ddvi", "vae")],
+)
+def test_every_parameter_learns_in_laplaces_coordinates(method, kind, objective, latent_size, labels):
+    given = {"objective": objective, "laplace": 1, "path_gradient": objective == "importance_weighted"}
+    settings = resolve("digits_semi" if labels else "digits", method + "_semi" * labels, PRIORS[latent_size],
+                       TINY | {"latent_size": latent_size} | given)  # fmt: skip
+    model, raw = build_model(settings, OBSERVATIONS[kind], raw_data(kind, 50)), raw_data(kind)
+    assert isinstance(model.posterior, LaplacePosterior)
+    x = model.preprocessing(raw)
+    if not labels:
+        assert_every_parameter_learns(model, make_objective(settings), x)
+    else:
+        assert model.importance_weighted_bound(x, 4).isfinite().all()
+    assert not [name for name, _ in model.posterior.named_parameters() if "likelihood" in name], (
+        "it isn't ours to train"
+    )
+    assert {"center", "spread"} <= set(model.posterior.state_dict()), "another machine's draws may differ"

@@ -1,6 +1,7 @@
 """Every posterior against closed forms: where the evidence is known, bounds are held to it digit by digit."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from ddvi.posteriors.gaussian import GaussianPosterior
 from ddvi.posteriors.guidance import Guidance
 from ddvi.posteriors.hierarchical import HierarchicalPosterior
 from ddvi.posteriors.implicit import ImplicitPosterior
+from ddvi.posteriors.laplace import Laplace, LaplacePosterior
 from ddvi.posteriors.prior_denoiser import PriorDenoiser
 from ddvi.posteriors.scaled import ScaledPosterior
 from ddvi.posteriors.spline import SplinePosterior
@@ -32,6 +34,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 DENSITIES = ("gaussian", "flow", "spline", "hierarchical", "diffusion", "transformed", "transformed_gaussian", "scaled")
 densities = pytest.mark.parametrize("name", DENSITIES)
+all_densities = pytest.mark.parametrize("name", [*DENSITIES, "laplace", "laplace_gaussian"])
 SCALE = torch.tensor([0.5, 2.0, 0.1], dtype=torch.float64)
 
 
@@ -53,6 +56,10 @@ def build(name, encoder, latent_size=2, labels=0, steps=3, noise="log_snr", prio
         case "scaled":
             base = build("diffusion", encoder, latent_size, labels, steps, noise, prior, **options)
             return ScaledPosterior(base, SCALE[:latent_size])
+        case "laplace" | "laplace_gaussian":
+            base = build("gaussian" if "_" in name else "diffusion", encoder, latent_size, labels, steps, noise)
+            likelihood = BernoulliLikelihood(DenseDecoder(latent_size, torch.Size([3]), 4), torch.Size([3]))
+            return LaplacePosterior(base, likelihood, make_prior("gaussian", latent_size), **options)
         case "transformed_gaussian":
             return TransformedPosterior(encoder, latent_size, labels, GaussianPosterior)
         case "transformed":
@@ -267,7 +274,7 @@ def test_trained_diffusion_recovers_a_correlated_posterior(float64):
 # Drawing and scoring
 
 
-@densities
+@all_densities
 @pytest.mark.parametrize("sample_shape", [(), (4,), (2, 3)])
 def test_a_draw_is_scored_as_its_path(name, sample_shape):
     posterior = perturbed(name)
@@ -279,7 +286,7 @@ def test_a_draw_is_scored_as_its_path(name, sample_shape):
     torch.testing.assert_close(draw.log_ratio, conditional.log_ratio(draw.path), atol=1e-9, rtol=0)
 
 
-@densities
+@all_densities
 @pytest.mark.parametrize("latent_size", [1, 2, 3])
 def test_drawn_latents_have_the_density_that_scoring_says(name, latent_size):
     """E_q[ r(a|z) g(z)/q(z,a|x) ] = ∫ g = 1 for any density g of z: normalisation and draws in one."""
@@ -292,7 +299,7 @@ def test_drawn_latents_have_the_density_that_scoring_says(name, latent_size):
     assert_agree(weight - 1, "the density integrates to 1 and")
 
 
-@densities
+@all_densities
 def test_labels_broadcast_in_front_of_the_batch(name):
     labels, batch = 4, 3
     posterior = perturbed(name, size=0.1, labels=labels)
@@ -473,7 +480,7 @@ def test_guidance_is_exact_where_the_model_is_gaussian(steps):
     guidance = Guidance(FixedLikelihood(GaussianLikelihood(decoder, torch.Size([5]), scale)), steps)
     x, center, width = torch.randn(4, 5), torch.randn(7, 4, 2), torch.tensor([0.3])
     with torch.no_grad():
-        found = guidance(center, width, guidance.statistics(x))
+        found = guidance(center, width, guidance.likelihood.statistics(x)[0])
         weight = decoder.weight / scale[:, None]
         precision = torch.eye(2) / width**2 + weight.T @ weight
         target = (x - decoder.bias) / scale @ weight + center / width**2
@@ -542,6 +549,125 @@ def test_guidance_without_an_exponential_family_or_full_covariances_is_refused()
     guidance = Guidance(BernoulliLikelihood(nn.Linear(2, 3), shape))
     with pytest.raises(InputError, match="use covariance=full"):
         perturbed("diffusion", guidance=guidance, covariance="diagonal")
+
+
+@pytest.mark.parametrize("base", [GaussianPosterior, partial(DiffusionPosterior, steps=4)])
+def test_laplace_begins_as_the_posterior_where_that_is_gaussian(correlated, base):
+    """Whatever is guessed, as far as steps reach: every draw's weight is the evidence."""
+    decoder, shape = nn.Linear(2, 3), torch.Size([3])
+    set_linear(decoder, correlated.decoder, correlated.offset)
+    likelihood, prior = GaussianLikelihood(decoder, shape, torch.tensor(correlated.scale)), make_prior("gaussian", 2)
+    posterior = LaplacePosterior(base(correlated.encoder(), 2), likelihood, prior, steps=4)
+    posterior.center.zero_()
+    posterior.spread.fill_(1.0)
+    _, x = correlated.simulate(6)
+    with torch.no_grad():
+        posterior.guess.bias += 3.0
+        draw = posterior(x).draw((50,))
+        log_weight = likelihood.log_prob(x, draw.z) + prior.log_prob(draw.z) - draw.log_ratio
+    evidence = correlated.evidence().log_prob(x).expand(50, 6)
+    torch.testing.assert_close(log_weight, evidence, atol=1e-4, rtol=0)
+
+
+def test_laplace_climbs_to_the_peak_over_the_walls_of_a_structured_prior():
+    """From guesses anywhere; its precision is the curvature there, where that is positive."""
+    decoder = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 200))
+    likelihood, prior = BernoulliLikelihood(decoder, torch.Size([200])), make_prior("pinwheel", 3)
+    x = likelihood(prior.sample((40,))).sample()
+    moments = prior.sample((10_000,))
+    center, spread = moments.mean(0), moments.std(0)
+    start, statistics = 2 * torch.randn(40, 3), likelihood.statistics(x)[0]
+
+    def log_joint(z):
+        return likelihood.log_prob(x, z) + prior.log_prob(z)
+
+    def peak(steps):
+        mean, factor = Laplace(likelihood, prior, steps)(start, statistics, center, spread)
+        return center + spread * mean, spread.unsqueeze(-1) * factor
+
+    (z, factor), (early, _) = peak(30), peak(1)
+    assert (log_joint(z) >= log_joint(early) - 1e-6).double().mean() > 0.9, "another peak may be the nearer one"
+    assert log_joint(z).mean() > log_joint(early).mean() + 1
+
+    def slope(z):
+        z = z.detach().requires_grad_()
+        return torch.autograd.grad(log_joint(z).sum(), z)[0]
+
+    reached = torch.linalg.vector_norm(factor.mT @ slope(z).unsqueeze(-1), dim=(-2, -1)) < 0.05
+    assert reached.double().mean() > 0.9, "a slope of a twentieth in units of the approximation is a peak"
+    precision = torch.stack([(slope(z - 1e-5 * way) - slope(z + 1e-5 * way)) / 2e-5 for way in torch.eye(3)], -1)
+    ratio = torch.linalg.eigvalsh(factor.mT @ precision @ factor)[reached]
+    assert ((ratio > 0.3) & (ratio < 1.5)).double().mean() > 0.9
+
+
+def test_laplace_takes_no_step_down_and_stays_where_there_are_no_numbers():
+    decoder = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 30))
+    with torch.no_grad():
+        decoder[2].weight *= 30  # saturated: Newton's steps mislead
+    likelihood, prior = BernoulliLikelihood(decoder, torch.Size([30])), make_prior("gaussian", 2)
+    x, start = torch.randint(0, 2, (100, 30)).double(), torch.randn(100, 2)
+    found = [Laplace(likelihood, prior, steps)(start, x, torch.zeros(2), torch.ones(2))[0] for steps in (1, 2, 4)]
+    heights = [likelihood.log_prob(x, z) + prior.log_prob(z) for z in (start, *found)]
+    for reached in heights[1:]:
+        assert (reached >= heights[0] - 1e-9).all()
+    assert heights[-1].mean() > heights[0].mean() + 10
+    start[3] = math.nan
+    mean, factor = Laplace(likelihood, prior, 2)(start, x, torch.zeros(2), torch.ones(2))
+    broken = mean.isnan().any(-1) & factor.isnan().flatten(1).any(-1)
+    assert broken.tolist() == [row == 3 for row in range(100)], "its neighbours don't notice"
+
+
+def test_laplace_in_portions_is_that_of_all(monkeypatch):
+    posterior = perturbed("laplace", labels=2)
+    features = posterior.encode(torch.randn(7, 3), torch.arange(2)[:, None])
+    whole = posterior.coordinates(features)
+    monkeypatch.setattr("ddvi.posteriors.laplace.ROWS_AT_ONCE", 9)
+    for part, expected in zip(posterior.coordinates(features), whole, strict=True):
+        torch.testing.assert_close(part, expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("what", ["draw", "path draw", "bound"])
+def test_what_laplaces_guess_learns_is_where_newtons_method_ends(what):
+    """½ |L⁻¹(v_0 − m)|², whichever loss it is: scores of draws are to fall, bounds to rise. Values are without it."""
+    posterior = perturbed("laplace", steps=3)
+    features = posterior.encode(torch.randn(5, 3))
+    inner, z = posterior.inner(features), torch.randn(5, 2)
+    mean, factor = posterior.laplace(posterior.guess(inner), features[:, 5:], posterior.center, posterior.spread)
+    away = torch.linalg.solve_triangular(factor, (posterior.guess(inner) - mean).unsqueeze(-1), upper=False)
+    expected = torch.autograd.grad(0.5 * away.square().sum(), posterior.guess.weight)[0]
+    torch.manual_seed(1)
+    match what:
+        case "draw":
+            loss = posterior.condition(features).draw().log_ratio.sum()
+        case "path draw":
+            loss = posterior.path_draw(features).log_ratio.sum()
+        case _:
+            loss = -posterior.condition(features).log_bound(z).sum()
+    found = torch.autograd.grad(loss, posterior.guess.weight)[0]
+    torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-9)
+    assert not posterior.coordinates(features).lesson.any()
+
+
+def test_a_path_draw_in_laplaces_coordinates_has_the_value_of_a_draw():
+    posterior = perturbed("laplace", steps=3)
+    features = posterior.encode(torch.randn(4, 3))
+    torch.manual_seed(3)
+    plain = posterior.condition(features).draw((2,))
+    torch.manual_seed(3)
+    for found, expected in zip(posterior.path_draw(features, (2,)), plain, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-9, rtol=0)
+
+
+def test_laplace_without_an_exponential_family_or_latents_of_its_own_is_refused():
+    shape, prior = torch.Size([3]), make_prior("pinwheel", 2)
+    likelihood, encoder = BernoulliLikelihood(nn.Linear(2, 3), shape), nn.Linear(3, 5)
+    other = DistributionLikelihood(lambda z: Normal(z, 1.0), shape)
+    with pytest.raises(InputError, match=r"^laplace needs .*, not DistributionLikelihood; use laplace=0$"):
+        LaplacePosterior(GaussianPosterior(encoder, 2), other, prior)
+    with pytest.raises(InputError, match="takes at least 1 step, not 0"):
+        LaplacePosterior(GaussianPosterior(encoder, 2), likelihood, prior, 0)
+    with pytest.raises(InputError, match=r"^prior_denoiser is about z, but the coordinates are .*; leave it out$"):
+        LaplacePosterior(DiffusionPosterior(encoder, 2, prior_denoiser=prior), likelihood, prior)
 
 
 @pytest.mark.parametrize("latent_size", [2, 3, 4])

@@ -45,6 +45,14 @@ def test_seed_names_are_accepted(alias: str) -> None:
         (("nothing.npz", "vae", "pinwheel"), {}, "no file"),
         ((__file__, "vae", "pinwheel"), {"preset": "paper"}, "not for a file"),
         (("mnist_semi", "vae_semi", "less_noisy_square"), {"latent_size": "3"}, "in the plane only"),
+        (("mnist", "aae", "pinwheel"), {"laplace": "2"}, "aae has none; leave it out"),
+        (("mnist", "ddvi", "pinwheel"), {"laplace": "2", "guidance": "1"}, "^guidance=1 .*; give one of them"),
+        (("mnist", "ddvi", "pinwheel"), {"laplace": "2", "warmup": "1"}, "^warmup=1 .*; give one of them"),
+        (
+            ("mnist", "ddvi", "pinwheel"),
+            {"laplace": "1", "level_weights": "plain"},
+            "^level_weights=plain .*; give one",
+        ),
     ],
 )
 def test_mistakes_get_the_nearest_right_thing(

@@ -117,7 +117,7 @@ def settings_of(method: str) -> str:
     own = METHODS[method].objective
     extra = ("warmup", "warmup_kl_weight", "freeze_decoder") if METHODS[method].warms_up else ("freeze_decoder",)
     names = dict.fromkeys(
-        (*METHODS[method].takes, *OBJECTIVE_SETTINGS[own], *extra, "latent_size", "hidden_size", "dropout")
+        (*METHODS[method].reads, *OBJECTIVE_SETTINGS[own], *extra, "latent_size", "hidden_size", "dropout")
     )
     names.pop("label_rate", None)
     return settings_table(names, chosen)
@@ -244,8 +244,8 @@ def paper(dataset: str, semi: str = "") -> str:
 
 def _concerns(method: str, name: str, settings: Settings) -> bool:
     """Whether a setting has an effect on the method with these settings."""
-    if name in {other for m in METHODS.values() for other in m.takes}:
-        return name in METHODS[method].takes
+    if name in {other for m in METHODS.values() for other in m.reads}:
+        return name in METHODS[method].reads
     if name in {other for names in OBJECTIVE_SETTINGS.values() for other in names} - {"label_rate"}:
         return name in OBJECTIVE_SETTINGS[settings.objective]
     return name not in ("warmup", "warmup_kl_weight", "freeze_decoder") or METHODS[method].warms_up

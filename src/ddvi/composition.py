@@ -23,6 +23,7 @@ from ddvi.objectives.semi_supervised import SemiSupervised
 from ddvi.objectives.wake_sleep import ReweightedWakeSleep, WakeSleep
 from ddvi.objectives.warm_up import WarmUp
 from ddvi.posteriors.guidance import Guidance
+from ddvi.posteriors.laplace import LaplacePosterior
 from ddvi.posteriors.scaled import ScaledPosterior
 from ddvi.priors import Prior, make_prior
 from ddvi.randomness import generator
@@ -147,7 +148,7 @@ def assemble(
     """
     method, (latent_size,) = METHODS[settings.method], prior.event_shape
     available = settings.as_dict() | {
-        "prior_denoiser": prior if settings.prior_denoiser else None,
+        "prior_denoiser": prior if settings.prior_denoiser and not settings.laplace else None,
         "guidance": Guidance(likelihood, settings.guidance, units) if settings.guidance else None,
     }
     options: dict[str, Any] = {name: available[name] for name in method.takes}
@@ -161,7 +162,9 @@ def assemble(
     else:
         posterior = posterior_class(encoder, latent_size, labels, **options)
         extra = {"classifier": nn.Linear(posterior.features, labels)} if labels else {}
-    if units is not None:
+    if settings.laplace:
+        posterior = LaplacePosterior(posterior, likelihood, prior, settings.laplace)
+    elif units is not None:
         posterior = ScaledPosterior(posterior, units)
     return LatentVariableModel(prior, likelihood, posterior, prepare, **extra)
 

@@ -56,11 +56,17 @@ class Method:
         """The objective that suits the method."""
         return self.objectives[0]
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Names of settings that are the posterior's: what it takes, and what is put around any that has a density."""
+        return self.takes if self.objectives == ("adversarial",) else (*self.takes, *_AROUND)
+
     def posterior_class(self) -> type[Posterior]:
         """The class that `posterior` names."""
         return pkgutil.resolve_name(self.posterior)
 
 
+_AROUND = ("laplace",)
 _FLOW = ("flow_layers", "context_size")
 _SEVERAL_DRAWS: Mapping[str, float] = {"reweighted_wake_sleep": 8e-3, "importance_weighted": 8e-3}
 """Learning rates of objectives that weigh several draws: for every posterior the best of 2e-3, 4e-3 and 8e-3 by

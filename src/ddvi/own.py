@@ -74,7 +74,7 @@ def settings_of(
 
 def _taken(method: str, chosen: str, posterior: Any, objective: Any) -> list[str]:
     """Names of settings that have an effect beside objects."""
-    names = [*METHODS[method].takes] if isinstance(posterior, str) else []
+    names = [*METHODS[method].reads] if isinstance(posterior, str) else []
     names += OBJECTIVE_SETTINGS[chosen] if isinstance(objective, str) else ["sleep_levels"]
     return ["seed", *_NETWORK, *names]
 

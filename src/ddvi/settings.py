@@ -149,6 +149,11 @@ class Settings:
         "ddvi: Newton steps by which the likelihood guides the chain's last step; 0 leaves it to the network",
         minimum=0,
     )
+    laplace: int = setting(
+        0,
+        "Newton steps, twice, to the coordinates in which the posterior works: Laplace's approximation; 0 for z itself",
+        minimum=0,
+    )
     flow_layers: int = setting(4, "iaf_vae, nsf_vae, h_iaf_vae: layers of a flow", minimum=1)
     context_size: int = setting(64, "iaf_vae, nsf_vae, h_iaf_vae: what a flow's layers see of x", minimum=1)
     spline_bins: int = setting(8, "nsf_vae: bins of a spline", minimum=2)
@@ -393,8 +398,8 @@ _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 def idle(settings: Settings, given: Iterable[str]) -> list[str]:
     """Of the settings that a user gave, those of an objective or a posterior that isn't the run's: without effect."""
-    owned = [*OBJECTIVE_SETTINGS.values(), *(method.takes for method in METHODS.values())]
-    read = {*OBJECTIVE_SETTINGS[settings.objective], *METHODS[settings.method].takes}
+    owned = [*OBJECTIVE_SETTINGS.values(), *(method.reads for method in METHODS.values())]
+    read = {*OBJECTIVE_SETTINGS[settings.objective], *METHODS[settings.method].reads}
     return sorted({name for names in owned for name in names}.intersection(given) - read)
 
 
@@ -440,5 +445,20 @@ def _check_together(settings: Settings) -> None:
         raise InputError(
             f"guidance={settings.guidance} gives the last step a full covariance; take covariance=diagonal away"
         )
+    if settings.laplace:
+        if "laplace" not in method.reads:
+            raise InputError(
+                f"laplace={settings.laplace} moves a density, but {settings.method} has none; leave it out"
+            )
+        for name, value in (
+            ("guidance", settings.guidance),
+            ("warmup", settings.warmup),
+            ("level_weights", settings.level_weights if settings.level_weights == "plain" else ""),
+        ):
+            if value:
+                raise InputError(
+                    f"{name}={value} is about z, but with laplace={settings.laplace} the posterior draws in other"
+                    " coordinates; give one of them"
+                )
     if settings.resume and settings.overwrite:
         raise InputError("resume=true goes on with a run and overwrite=true starts anew; give one of them")

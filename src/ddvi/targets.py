@@ -92,7 +92,7 @@ class Constant(nn.Module):
         return torch.ones_like(x.flatten(1)[:, :1])
 
 
-_IDLE = ("hidden_size", "dropout", "sleep_levels", "prior_denoiser", "guidance")
+_IDLE = ("hidden_size", "dropout", "sleep_levels", "prior_denoiser", "guidance", "laplace")
 """Settings that a target has no use for: it has no encoder, no fantasies, no prior and no likelihood."""
 
 

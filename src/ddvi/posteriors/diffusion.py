@@ -37,6 +37,7 @@ from ddvi.gaussians import DiagonalGaussian, FullGaussian, Gaussian, normal, pac
 from ddvi.networks import Denoiser
 from ddvi.noise import Levels, NoisingProcess, point
 from ddvi.posteriors.base import VARIANCE_FLOOR, Conditional, Draw, Posterior
+from ddvi.posteriors.curvature import behind
 from ddvi.posteriors.gaussian import GaussianHead
 from ddvi.posteriors.guidance import Guidance
 from ddvi.posteriors.linked import Linked
@@ -354,16 +355,13 @@ class DiffusionPosterior(Posterior):
 
     def encode(self, x: Tensor, label: Tensor | None = None) -> Tensor:
         features = super().encode(x, label)
-        if self.guidance is None:
-            return features
         # What the guidance must know of x goes along, behind the features.
-        statistics = self.guidance.statistics(x)
-        return torch.cat([features, statistics.expand(*features.shape[:-1], -1)], -1)
+        return features if self.guidance is None else self.guidance.curvature.beside(features, x)
 
     def with_label(self, features: Tensor, label: Tensor) -> Tensor:
         own, statistics = features[..., : self.features], features[..., self.features :]
         told = super().with_label(own, label)
-        return torch.cat([told, statistics.expand(*told.shape[:-1], -1)], -1) if self.guidance else told
+        return behind(told, statistics) if self.guidance else told
 
     def condition(self, features: Tensor) -> DiffusionConditional:
         statistics = features[..., self.features :] if self.guidance else None
@@ -446,3 +444,21 @@ class DiffusionPosterior(Posterior):
             return FullGaussian(*(torch.cat([a[None], b[1:]]) for a, b in zip(guided, plain, strict=True)))
         last = (t == 1).unsqueeze(-1)
         return FullGaussian(*(torch.where(last, a, b) for a, b in zip(guided, plain, strict=True)))
+
+
+def check_own_latents(posterior: Posterior, why: str) -> None:
+    """Refuse a chain whose settings speak of z where its latents are others.
+
+    Raises:
+        InputError: it is such a chain.
+    """
+    if not isinstance(posterior, DiffusionPosterior):
+        return
+    about_latents = {
+        "guidance": posterior.guidance,
+        "prior_denoiser": posterior.prior_denoiser,
+        "level_weights=plain": posterior.plain_weights,
+    }
+    for name, value in about_latents.items():
+        if value:
+            raise InputError(f"{name} is about z, but {why}; leave it out")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ddvi.errors import InputError
 from ddvi.gaussians import FullGaussian
-from ddvi.likelihoods import ExponentialFamily, FixedLikelihood, Likelihood
+from ddvi.likelihoods import ExponentialFamily, Likelihood
+from ddvi.posteriors.curvature import LikelihoodCurvature, at_rest, covariance_factor
 
 _STRIDE = 0.1  # of a difference quotient, in units of s: small beside what p(z_0 | z_1) spans, large beside rounding
 _REACH = 4.0  # of a Newton step, in units of s: further away p(z_0 | z_1) has hardly any mass
@@ -43,23 +41,19 @@ class Guidance:
     """
 
     def __init__(self, likelihood: Likelihood, steps: int = 1, units: Tensor | None = None) -> None:
-        inner = likelihood.likelihood if isinstance(likelihood, FixedLikelihood) else likelihood
-        if not isinstance(inner, ExponentialFamily) or type(inner).moments is ExponentialFamily.moments:
-            raise InputError(
-                f"guidance needs an exponential family and its moments, not {type(inner).__name__}; use guidance=0"
-            )
-        self.likelihood: ExponentialFamily = inner
+        self.curvature: LikelihoodCurvature = LikelihoodCurvature(likelihood, "guidance")
         self.steps = steps
         self.units = units
 
-    def statistics(self, x: Tensor) -> Tensor:
-        """T(x) of x (B, *event): (B, F)."""
-        return self.likelihood.statistics(x)[0]
+    @property
+    def likelihood(self) -> ExponentialFamily:
+        """What guides."""
+        return self.curvature.likelihood
 
     def __call__(self, center: Tensor, scale: Tensor, statistics: Tensor) -> FullGaussian:
         """The approximation for c (*, B, D), s broadcastable to it, and T(x) broadcastable to (*, B, F)."""
         wanted = torch.is_grad_enabled() and center.requires_grad
-        with torch.set_grad_enabled(wanted), _at_rest(self.likelihood):
+        with torch.set_grad_enabled(wanted), at_rest(self.likelihood):
             gaussian = self._step(center, center, scale, statistics)
             for _ in range(self.steps - 1):
                 gaussian = self._step(gaussian.mean, center, scale, statistics)
@@ -68,41 +62,13 @@ class Guidance:
     def _step(self, z: Tensor, center: Tensor, scale: Tensor, statistics: Tensor) -> FullGaussian:
         """One of Newton's method from z (*, B, D)."""
         precision = scale**-2
-        parameters, jacobian = self._linearised(z, _STRIDE * scale)
-        mean, variance = self.likelihood.moments(parameters)
-        information = torch.einsum("i...f,...f,j...f->...ij", jacobian, variance, jacobian)
-        information = information + torch.diag_embed(precision.expand(z.shape))
-        uphill = torch.einsum("i...f,...f->...i", jacobian, statistics - mean) + precision * (center - z)
-        # With P = U Uᵀ, U upper triangular: P⁻¹ = L Lᵀ, L = U⁻ᵀ.
-        upper = torch.linalg.cholesky(information.flip(-1, -2)).flip(-1, -2)
-        factor = torch.linalg.inv(upper).mT
+        slope = self.curvature.at(z, _STRIDE * scale, statistics, self.units)
+        information = slope.information + torch.diag_embed(precision.expand(z.shape))
+        uphill = slope.gradient + precision * (center - z)
+        factor = covariance_factor(information)
         way = (factor @ (factor.mT @ uphill.unsqueeze(-1))).squeeze(-1)
         # Where pixels are wrong and saturated, the slope is steep and the curvature none: Newton would go anywhere.
         length = torch.linalg.vector_norm(way, dim=-1, keepdim=True)
         z = z + way * (_REACH * scale / length.clamp_min(_REACH * scale))
         rows, columns = torch.tril_indices(z.shape[-1], z.shape[-1], device=z.device)
         return FullGaussian(z, factor[..., rows, columns])
-
-    def _linearised(self, z: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
-        """η (*, F) at z (*, D), and its Jacobian (D, *, F) from there over steps of a width."""
-        away = width * torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
-        moved = z + away.view(-1, *[1] * (z.dim() - 1), z.shape[-1])
-        every = torch.cat([z[None], moved])
-        if self.units is not None:
-            every = every * self.units.to(every)
-        # All in one pass of the decoder.
-        parameters = self.likelihood.natural(every)
-        return parameters[0], (parameters[1:] - parameters[0]) / width
-
-
-@contextlib.contextmanager
-def _at_rest(module: nn.Module) -> Iterator[None]:
-    """A module as it is outside of training, without dropout."""
-    training = [part for part in module.modules() if part.training]
-    try:
-        for part in training:
-            part.training = False
-        yield
-    finally:
-        for part in training:
-            part.training = True

@@ -1,6 +1,4 @@
-"""Any posterior in units of its own for each latent, so that all of them are of one size.
-
-    (u, a) ~ q(u, a | x),    z = λ u,    log q(z, a | x) − log r(a | z) = log q(u, a | x) − log r(a | u) − Σ_d log λ_d
+"""Any posterior in units of its own for each latent, so that all of them are of one size: z = λ u.
 
 Where a prior is much narrower in one direction than in another, networks that answer in z start far too wide there, and
 a noising process that suits the widest direction drowns the narrow ones in noise up to its last levels.
@@ -8,49 +6,38 @@ a noising process that suits the widest direction drowns the narrow ones in nois
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import final
+from typing import NamedTuple, final
 
 from torch import Tensor
 
 from ddvi.errors import InputError
-from ddvi.networks import Given
-from ddvi.posteriors.base import Conditional, Draw, Posterior
+from ddvi.posteriors.affine import AffinePosterior
+from ddvi.posteriors.base import Posterior
 
 
 @final
-class ScaledConditional(Conditional):
-    """z = λ u, with u and the auxiliary variables, which are scaled alike, of another conditional."""
+class _Units(NamedTuple):
+    """z = λ u, λ (D,)."""
 
-    def __init__(self, base: Conditional, scale: Tensor) -> None:
-        self.base = base
-        self.scale = scale
-        self.auxiliaries: int = base.auxiliaries
+    scale: Tensor
 
-    def draw(self, sample_shape: tuple[int, ...] = ()) -> Draw:
-        return _scaled(self.base.draw(sample_shape), self.scale)
+    def outward(self, u: Tensor) -> Tensor:
+        return self.scale * u
 
-    def sample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
-        return self.scale * self.base.sample(sample_shape)
+    def inward(self, z: Tensor) -> Tensor:
+        return z / self.scale
 
-    def log_ratio(self, path: Tensor) -> Tensor:
-        return self.base.log_ratio(path / self.scale) - self.scale.log().sum()
+    @property
+    def log_volume(self) -> Tensor:
+        return self.scale.log().sum()
 
-    def reverse_path(self, z: Tensor) -> Tensor:
-        return self.scale * self.base.reverse_path(z / self.scale)
-
-    def log_bound(self, z: Tensor, levels: int | None = None) -> Tensor:
-        return self.base.log_bound(z / self.scale, levels) - self.scale.log().sum()
-
-
-def _scaled(draw: Draw, scale: Tensor) -> Draw:
-    # Of the auxiliary variables' change of units q and r have the same part.
-    path = scale * draw.path
-    return Draw(path[0], draw.log_ratio - scale.log().sum(), path)
+    @property
+    def lesson(self) -> Tensor:
+        return self.scale.new_zeros(())
 
 
 @final
-class ScaledPosterior(Posterior):
+class ScaledPosterior(AffinePosterior):
     """Another posterior, whose latents are in units λ of z.
 
         (u, a) ~ q(u, a | x),    z = λ u,    log_ratio(z, a) = log_ratio(u, a) − Σ_d log λ_d
@@ -76,27 +63,11 @@ class ScaledPosterior(Posterior):
     scale: Tensor
 
     def __init__(self, base: Posterior, scale: Tensor) -> None:
-        super().__init__(Given(base.features), base.latent_size)
+        super().__init__(base)
         if scale.shape != (base.latent_size,) or not (scale.isfinite() & (scale > 0)).all():
             given = f"of shape {tuple(scale.shape)}" if scale.shape != (base.latent_size,) else f"{scale.tolist()}"
             raise InputError(f"the scale is {given}; give {base.latent_size} positive numbers, one for each latent")
-        self.base: Posterior = base
-        self.has_density: bool = base.has_density
         self.register_buffer("scale", scale)
 
-    def encode(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        return self.base.encode(x, label)
-
-    def with_label(self, features: Tensor, label: Tensor) -> Tensor:
-        return self.base.with_label(features, label)
-
-    def condition(self, features: Tensor) -> Conditional:
-        return ScaledConditional(self.base.condition(features), self.scale)
-
-    def without_context(self, features: Tensor) -> Conditional:
-        return ScaledConditional(self.base.without_context(features), self.scale)
-
-    def path_draw(
-        self, features: Tensor, sample_shape: tuple[int, ...] = (), weigh: Callable[[Tensor], Tensor] | None = None
-    ) -> Draw:
-        return _scaled(self.base.path_draw(features, sample_shape, weigh), self.scale)
+    def coordinates(self, features: Tensor) -> _Units:
+        return _Units(self.scale)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ddvi.errors import InputError
 from ddvi.networks import Given
 from ddvi.posteriors.base import Conditional, Draw, Posterior, PosteriorMaker
-from ddvi.posteriors.diffusion import DiffusionPosterior
+from ddvi.posteriors.diffusion import DiffusionPosterior, check_own_latents
 from ddvi.posteriors.flow import autoregressive_layers, pushed
 
 _LARGEST_CONTEXT = 64
@@ -112,21 +112,10 @@ class TransformedPosterior(Posterior):
         self.base: Posterior = base(Given(self.features), latent_size, **settings)
         if not self.base.has_density:
             raise InputError(f"{type(self.base).__name__} has no density, which layers need; take another base")
-        if isinstance(self.base, DiffusionPosterior):
-            self._check(self.base)
+        check_own_latents(self.base, "the chain draws what the layers make z of")
         size = min(self.features, _LARGEST_CONTEXT) if context_size is None else context_size
         self.context: nn.Linear = nn.Linear(self.features, size)
         self.layers: nn.ModuleList = autoregressive_layers(size, latent_size, flow_layers, (64, 64))
-
-    def _check(self, chain: DiffusionPosterior) -> None:
-        about_latents = {
-            "guidance": chain.guidance,
-            "prior_denoiser": chain.prior_denoiser,
-            "level_weights=plain": chain.plain_weights,
-        }
-        for name, value in about_latents.items():
-            if value:
-                raise InputError(f"{name} is about z, but the chain draws what the layers make z of; leave it out")
 
     def condition(self, features: Tensor) -> TransformedConditional:
         return TransformedConditional(self.base.condition(features), self._transforms(features))

@@ -20,8 +20,8 @@ from torch import Tensor
 from ddvi.errors import InputError
 from ddvi.evidence import exact_log_likelihood
 from ddvi.model import LatentVariableModel
+from ddvi.posteriors.affine import AffineConditional
 from ddvi.posteriors.diffusion import DiffusionConditional
-from ddvi.posteriors.scaled import ScaledConditional
 from ddvi.report.pictures import packed
 
 _SIDE = 64  # nodes along an edge of a picture
@@ -38,7 +38,7 @@ _NEGLIGIBLE = 1e-3  # share of the evidence in a cell
 def paths(model: LatentVariableModel, x: Tensor, size: int) -> dict[str, Any] | None:
     """z_0 … z_T of observations (N, *event), their first two coordinates; None where the posterior isn't a chain."""
     conditional = model.conditional(x[:1])
-    inner = conditional.base if isinstance(conditional, ScaledConditional) else conditional
+    inner = conditional.base if isinstance(conditional, AffineConditional) else conditional
     if not isinstance(inner, DiffusionConditional):
         return None
     count = max(1, min(len(x), _MOST_PATH_VALUES // (2 * (1 + conditional.auxiliaries))))
