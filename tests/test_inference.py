@@ -184,6 +184,28 @@ def test_a_positive_rate_has_the_posterior_of_its_conjugate_prior():
 
 
 @pytest.mark.slow
+class Rates(nn.Module):
+    """Positive latents (*, 2) to the natural parameters of counts (*, 20)."""
+
+    def forward(self, z):
+        return (z @ torch.tensor([[3.0] * 10 + [0.5] * 10, [0.5] * 10 + [3.0] * 10])).log()
+
+
+@pytest.mark.parametrize("setting", ["laplace", "guidance"])
+def test_curvature_guides_constrained_latents_of_a_family(setting, tmp_path):
+    """Where rates are positive: as many epochs with the curvature lose less. A loaded one is the same."""
+    positive = Independent(Gamma(torch.full((2,), 3.0), 1.0), 1)
+    family = ddvi.PoissonLikelihood(Rates(), torch.Size([20]))
+    x = family(positive.sample((200,))).sample()
+    given = {"train_likelihood": False, **SMALL}
+    curved, plain = (ddvi.Inference(positive, family, **given, **more).fit(x, epochs=3) for more in ({setting: 2}, {}))
+    found = [each.posterior(x[:50]).elbo(100, seed=1).value for each in (curved, plain)]
+    assert found[0].mean() > found[1].mean() + 0.2
+    curved.save(tmp_path / "curved.safetensors")
+    again = ddvi.Inference.load(tmp_path / "curved.safetensors", positive, family, train_likelihood=False)
+    torch.testing.assert_close(again.posterior(x[:50]).elbo(100, seed=1).value, found[0], atol=1e-4, rtol=0)
+
+
 def test_weights_on_a_simplex_have_the_posterior_of_their_conjugate_prior():
     """weights ~ Dirichlet(1, 2, 3), 20 draws of categories: Dirichlet(concentration + counts)."""
     concentration = torch.tensor([1.0, 2.0, 3.0])

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
-from torch.distributions import Normal
+from torch.distributions import Independent, Normal
 
 from conftest import LinearGaussian, set_linear
 from ddvi.errors import InputError
@@ -27,7 +27,7 @@ from ddvi.posteriors.prior_denoiser import PriorDenoiser
 from ddvi.posteriors.scaled import ScaledPosterior
 from ddvi.posteriors.spline import SplinePosterior
 from ddvi.posteriors.transformed import TransformedPosterior
-from ddvi.priors import make_prior
+from ddvi.priors import as_prior, make_prior
 from ddvi.randomness import seeded
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -628,13 +628,14 @@ def test_laplace_in_portions_is_that_of_all(monkeypatch):
 
 @pytest.mark.parametrize("what", ["draw", "path draw", "bound"])
 def test_what_laplaces_guess_learns_is_where_newtons_method_ends(what):
-    """½ |L⁻¹(v_0 − m)|², whichever loss it is: scores of draws are to fall, bounds to rise. Values are without it."""
+    """½ D log(1 + |L⁻¹(v_0 − m)|²/D), whichever loss it is: scores of draws are to fall, bounds to rise."""
     posterior = perturbed("laplace", steps=3)
     features = posterior.encode(torch.randn(5, 3))
     inner, z = posterior.inner(features), torch.randn(5, 2)
     mean, factor = posterior.laplace(posterior.guess(inner), features[:, 5:], posterior.center, posterior.spread)
     away = torch.linalg.solve_triangular(factor, (posterior.guess(inner) - mean).unsqueeze(-1), upper=False)
-    expected = torch.autograd.grad(0.5 * away.square().sum(), posterior.guess.weight)[0]
+    lesson = torch.log1p(0.5 * away.square().sum((-2, -1))).sum()
+    expected = torch.autograd.grad(lesson, posterior.guess.weight)[0]
     torch.manual_seed(1)
     match what:
         case "draw":
@@ -664,10 +665,39 @@ def test_laplace_without_an_exponential_family_or_latents_of_its_own_is_refused(
     other = DistributionLikelihood(lambda z: Normal(z, 1.0), shape)
     with pytest.raises(InputError, match=r"^laplace needs .*, not DistributionLikelihood; use laplace=0$"):
         LaplacePosterior(GaussianPosterior(encoder, 2), other, prior)
-    with pytest.raises(InputError, match="takes at least 1 step, not 0"):
-        LaplacePosterior(GaussianPosterior(encoder, 2), likelihood, prior, 0)
-    with pytest.raises(InputError, match=r"^prior_denoiser is about z, but the coordinates are .*; leave it out$"):
-        LaplacePosterior(DiffusionPosterior(encoder, 2, prior_denoiser=prior), likelihood, prior)
+    chain = DiffusionPosterior(encoder, 2, prior_denoiser=prior)
+    stuck = as_prior(Independent(Normal(torch.zeros(2), 1.0), 1))
+    stuck._log_density = lambda z, label: torch.zeros(len(z))
+    for base, given, steps, message in (
+        (GaussianPosterior(encoder, 2), prior, 0, "takes at least 1 step, not 0; give a whole number"),
+        (GaussianPosterior(encoder, 2), prior, 2.5, "takes at least 1 step, not 2.5; give a whole number"),
+        (GaussianPosterior(encoder, 3), prior, 2, "the prior has 2 latents, the base 3; give them one size"),
+        (GaussianPosterior(encoder, 2), stuck, 2, "log_prob can be differentiated; use laplace=0"),
+        (ImplicitPosterior(encoder, 2), prior, 2, "ImplicitPosterior has no density"),
+        (chain, prior, 2, "prior_denoiser is about z, but the coordinates are .*; leave it out"),
+        (ScaledPosterior(chain, torch.ones(2)), prior, 2, "prior_denoiser is about z"),
+    ):
+        with pytest.raises(InputError, match=message):
+            LaplacePosterior(base, likelihood, given, steps)
+    with pytest.raises(InputError, match="use warmup=0"):
+        perturbed("laplace").without_context(torch.randn(2, 8))
+
+
+@pytest.mark.parametrize("way", ["inference mode", "sixteen bits"])
+def test_laplace_is_the_same_where_nothing_is_differentiated_or_little_is_kept(way):
+    posterior = perturbed("laplace", steps=3).float()
+    posterior.laplace.curvature.likelihood.float()
+    x = torch.randn(4, 3).float()
+    expected = posterior.coordinates(posterior.encode(x))
+    mode = torch.inference_mode() if way == "inference mode" else torch.autocast("cpu", torch.bfloat16)
+    with mode:
+        conditional = posterior(x)
+        draw = conditional.draw((3,))
+        again = conditional.log_ratio(draw.path)
+    tolerance = 1e-5 if way == "inference mode" else 0.05
+    torch.testing.assert_close(conditional.coordinates.mean, expected.mean, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(conditional.coordinates.factor, expected.factor, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(again.float(), draw.log_ratio.float(), atol=1e-3 if tolerance < 0.01 else 0.3, rtol=0)
 
 
 @pytest.mark.parametrize("latent_size", [2, 3, 4])

@@ -119,6 +119,8 @@ def test_what_another_posterior_reads_is_without_effect() -> None:
     assert idle(resolve("mnist", "vae", "pinwheel", given), given) == ["flow_layers", "steps"]
     assert idle(resolve("mnist", "iaf_vae", "pinwheel", given), given) == ["steps"]
     assert "steps" not in idle(resolve("mnist", "ddvi", "pinwheel", given), given)
+    given = {"laplace": "1", "prior_denoiser": "true"}
+    assert idle(resolve("mnist", "ddvi", "pinwheel", given), given) == ["prior_denoiser"]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -400,6 +400,8 @@ def idle(settings: Settings, given: Iterable[str]) -> list[str]:
     """Of the settings that a user gave, those of an objective or a posterior that isn't the run's: without effect."""
     owned = [*OBJECTIVE_SETTINGS.values(), *(method.reads for method in METHODS.values())]
     read = {*OBJECTIVE_SETTINGS[settings.objective], *METHODS[settings.method].reads}
+    if settings.laplace:
+        read -= {"prior_denoiser"}  # the chain draws in other coordinates
     return sorted({name for names in owned for name in names}.intersection(given) - read)
 
 

@@ -102,8 +102,13 @@ class ExponentialFamily(Likelihood):
             raise InputError(f"{held}, but {type(self).__name__} is of {self.entries}; correct it")
 
     def moments(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean ∂A/∂η and variance ∂²A/∂η² of T(x) at η (*, F): (*, F) each. `Guidance` alone needs them."""
+        """Mean ∂A/∂η and variance ∂²A/∂η² of T(x) at η (*, F): (*, F) each. What looks for peaks needs them."""
         raise NotImplementedError
+
+    @property
+    def has_moments(self) -> bool:
+        """Whether the family says them."""
+        return type(self).moments is not ExponentialFamily.moments
 
     def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
         parameters = self.natural(z)
@@ -119,6 +124,52 @@ class ExponentialFamily(Likelihood):
 
     def _independent(self, distribution: Distribution) -> Independent:
         return Independent(distribution, len(self.event_shape))
+
+
+@final
+class MovedFamily(ExponentialFamily):
+    """An exponential family of latents that are a function of z, such as constrained ones.
+
+        log p(x | z) = ⟨T(x), η(y(z))⟩ − A(η(y(z))) + h(x)
+
+    Args:
+        family: of y (*, *latent).
+        latents: y of z (*, D).
+    """
+
+    def __init__(self, family: ExponentialFamily, latents: nn.Module) -> None:
+        super().__init__(latents, family.event_shape)
+        self.family = family
+        self.support: Constraint | None = family.support
+        self.entries: str = family.entries
+
+    def forward(self, z: Tensor) -> Distribution:
+        return self.family(self.decoder(z))
+
+    def natural(self, z: Tensor) -> Tensor:
+        return self.family.natural(self.decoder(z))
+
+    def log_partition(self, parameters: Tensor) -> Tensor:
+        return self.family.log_partition(parameters)
+
+    def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.family.statistics(x)
+
+    def check(self, x: Tensor, name: str = "x") -> None:
+        self.family.check(x, name)
+
+    def moments(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return self.family.moments(parameters)
+
+    @property
+    def has_moments(self) -> bool:
+        return self.family.has_moments
+
+    def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        return self.family.log_prob(x, self.decoder(z))
+
+    def pairwise_log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        return self.family.pairwise_log_prob(x, self.decoder(z))
 
 
 @final

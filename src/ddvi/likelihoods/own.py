@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 
 from ddvi.drawn import DrawnDistribution
 from ddvi.errors import InputError
-from ddvi.likelihoods.base import Likelihood
+from ddvi.likelihoods.base import ExponentialFamily, Likelihood, MovedFamily
 
 _PAIRED_ENTRIES = 2**24
 """How many entries of pairs (x, z) a distribution of a user's own is shown at once."""
@@ -94,6 +94,8 @@ def as_likelihood(source: Any, event_shape: torch.Size, latents: nn.Module | Non
             raise InputError(f"{given}, but x has examples of shape {tuple(event_shape)}; make them one")
         if latents is None:
             return source
+        if isinstance(source, ExponentialFamily):
+            return MovedFamily(source, latents)
     if not callable(source) and not is_scored_object(source):
         raise InputError(
             f"{type(source).__name__} is no likelihood; give a function from z to a torch distribution, or an object"

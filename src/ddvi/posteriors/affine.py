@@ -119,5 +119,7 @@ def times(matrix: Tensor, vectors: Tensor, product: Callable[[Tensor, Tensor], T
     """
     before = vectors.dim() - matrix.dim() + 1
     columns = vectors.flatten(0, before - 1).movedim(0, -1) if before else vectors.unsqueeze(-1)
-    made = product(matrix, columns)
+    # A rounded product would have another inverse.
+    with torch.autocast(matrix.device.type, enabled=False):
+        made = product(matrix, columns.to(matrix.dtype))
     return made.movedim(-1, 0).unflatten(0, vectors.shape[:before]) if before else made.squeeze(-1)

@@ -43,7 +43,7 @@ class LikelihoodCurvature:
 
     def __init__(self, likelihood: Likelihood, setting: str) -> None:
         inner = likelihood.likelihood if isinstance(likelihood, FixedLikelihood) else likelihood
-        if not isinstance(inner, ExponentialFamily) or type(inner).moments is ExponentialFamily.moments:
+        if not isinstance(inner, ExponentialFamily) or not inner.has_moments:
             raise InputError(
                 f"{setting} needs an exponential family and its moments, not {type(inner).__name__}; use {setting}=0"
             )

@@ -452,13 +452,14 @@ def check_own_latents(posterior: Posterior, why: str) -> None:
     Raises:
         InputError: it is such a chain.
     """
-    if not isinstance(posterior, DiffusionPosterior):
-        return
-    about_latents = {
-        "guidance": posterior.guidance,
-        "prior_denoiser": posterior.prior_denoiser,
-        "level_weights=plain": posterior.plain_weights,
-    }
-    for name, value in about_latents.items():
-        if value:
-            raise InputError(f"{name} is about z, but {why}; leave it out")
+    for chain in posterior.modules():
+        if not isinstance(chain, DiffusionPosterior):
+            continue
+        about_latents = {
+            "guidance": chain.guidance,
+            "prior_denoiser": chain.prior_denoiser,
+            "level_weights=plain": chain.plain_weights,
+        }
+        for name, value in about_latents.items():
+            if value:
+                raise InputError(f"{name} is about z, but {why}; leave it out")

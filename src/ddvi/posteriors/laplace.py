@@ -18,10 +18,10 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from ddvi.errors import InputError
+from ddvi.errors import InputError, is_whole
 from ddvi.likelihoods import Likelihood
 from ddvi.networks import Linear
-from ddvi.posteriors.affine import AffinePosterior, times
+from ddvi.posteriors.affine import AffineConditional, AffinePosterior, times
 from ddvi.posteriors.base import ROWS_AT_ONCE, Posterior
 from ddvi.posteriors.curvature import LikelihoodCurvature, at_rest, behind, covariance_factor
 from ddvi.posteriors.diffusion import check_own_latents
@@ -81,7 +81,6 @@ class Laplace:
         self.prior: Prior = prior
         self.steps = steps
 
-    @torch.no_grad()
     def __call__(self, start: Tensor, statistics: Tensor, center: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
         """m (*, D) and L (*, D, D) in units of the prior.
 
@@ -91,11 +90,23 @@ class Laplace:
             center: the prior's mean (D,).
             spread: its standard deviations (D,).
         """
+        # Slopes are wanted where the caller wants none, and differences are of what sixteen bits leave nothing of.
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.autocast(start.device.type, enabled=False),
+            at_rest(self.curvature.likelihood),
+        ):
+            dtype = torch.promote_types(start.dtype, torch.float32)
+            start, statistics = start.to(dtype, copy=True), statistics.to(dtype, copy=True)
+            return self._found(start, statistics, center, spread)
+
+    def _found(self, start: Tensor, statistics: Tensor, center: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
+        """In portions."""
         size = start.shape[-1]
         rows = max(1, ROWS_AT_ONCE // (1 + size))
         parts = zip(start.reshape(-1, size).split(rows), statistics.flatten(0, -2).split(rows), strict=True)
-        with at_rest(self.curvature.likelihood):
-            found = [self._peak(v, known, center, spread) for v, known in parts]
+        found = [self._peak(v, known, center, spread) for v, known in parts]
         mean, precision = map(torch.cat, zip(*found, strict=True))
         return mean.view(start.shape), covariance_factor(precision).view(*start.shape, size)
 
@@ -151,8 +162,8 @@ class Laplace:
 
 def _differentiated(function: Callable[[Tensor], Tensor], v: Tensor) -> tuple[Tensor, Tensor]:
     """A function's values (*) at v (*, D), and its gradient there."""
-    with torch.inference_mode(False), torch.enable_grad():
-        v = v.clone().requires_grad_()
+    with torch.enable_grad():
+        v = v.detach().requires_grad_()
         values = function(v)
         (gradient,) = torch.autograd.grad(values.sum(), v)
     return values.detach(), gradient
@@ -195,9 +206,9 @@ class LaplacePosterior(AffinePosterior):
 
     m and L are found anew for each x by `Laplace`, from a guess v_0(x) of the base's encoder. At initialisation u is
     standard Gaussian, where the base is a Gaussian or a chain, and z Laplace's approximation itself. As m and L aren't
-    differentiated, no bound teaches v_0; in every loss it learns from ½ |L⁻¹(v_0 − m)|² too, the divergence from where
-    Newton's method ends, which is added with value 0. Paths (1 + auxiliaries, *sample_shape, B, D) lie in the space
-    of z.
+    differentiated, no bound teaches v_0. It learns where Newton's method ends: beside any score of a draw and any bound
+    of a z there is ½ D log(1 + |L⁻¹(v_0 − m)|²/D) to be learnt from, with value 0. Paths (1 + auxiliaries,
+    *sample_shape, B, D) lie in the space of z.
 
     Args:
         base: the other posterior, which begins anew; what it knows of latents is in these coordinates.
@@ -206,7 +217,9 @@ class LaplacePosterior(AffinePosterior):
         steps: of Newton's method for either climb, at least 1. Beside them, either decodes 1 + D latents.
 
     Raises:
-        InputError: the likelihood is of another kind; the base has settings that speak of z.
+        InputError: the likelihood is of another kind; the base has no density, settings that speak of z, or another
+            size than the prior; the prior can't be differentiated; steps are no whole number from 1 on; it is warmed
+            up.
 
     Sources: Tierney and Kadane, 1986; Park, Kim and Kim, 2019.
 
@@ -223,11 +236,21 @@ class LaplacePosterior(AffinePosterior):
 
     def __init__(self, base: Posterior, likelihood: Likelihood, prior: Prior, steps: int = 3) -> None:
         super().__init__(base)
-        if steps < 1:
-            raise InputError(f"Laplace's approximation takes at least 1 step, not {steps}")
+        if not is_whole(steps) or steps < 1:
+            raise InputError(f"Laplace's approximation takes at least 1 step, not {steps}; give a whole number")
+        if not base.has_density:
+            raise InputError(f"{type(base).__name__} has no density, which coordinates need; take another base")
+        if prior.event_shape != (base.latent_size,):
+            raise InputError(
+                f"the prior has {prior.event_shape[0]} latents, the base {base.latent_size}; give them one size"
+            )
         check_own_latents(base, "the coordinates are those of Laplace's approximation")
         self.laplace: Laplace = Laplace(likelihood, prior, steps)
         draws = prior.sample((_DRAWS,), generator=generator(0, "spread"))
+        try:
+            _differentiated(prior.log_prob, draws[:2])
+        except RuntimeError:
+            raise InputError("laplace needs a prior whose log_prob can be differentiated; use laplace=0") from None
         self.register_buffer("center", draws.mean(0))
         self.register_buffer("spread", draws.std(0))
         begin_at(base)
@@ -243,10 +266,15 @@ class LaplacePosterior(AffinePosterior):
     def inner(self, features: Tensor) -> Tensor:
         return features[..., : self.features]
 
+    def without_context(self, features: Tensor) -> AffineConditional:
+        raise InputError("warm-up denoises the prior of z, but the coordinates are those of p(z | x); use warmup=0")
+
     def coordinates(self, features: Tensor) -> _LaplaceCoordinates:
         guess = self.guess(self.inner(features))
         mean, factor = self.laplace(guess.detach(), features[..., self.features :], self.center, self.spread)
-        lesson = 0.5 * times(factor, guess - mean, _solved).square().sum(-1)
+        away = times(factor, guess - mean, _solved).square().sum(-1)
+        # Few guesses that are far off must not be all that the encoder learns from.
+        lesson = 0.5 * self.latent_size * torch.log1p(away / self.latent_size)
         return _LaplaceCoordinates(
             self.center + self.spread * mean, self.spread.unsqueeze(-1) * factor, lesson - lesson.detach()
         )
