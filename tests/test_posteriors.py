@@ -618,24 +618,23 @@ def test_laplace_takes_no_step_down_and_stays_where_there_are_no_numbers():
 
 
 def test_laplace_in_portions_is_that_of_all(monkeypatch):
-    posterior = perturbed("laplace", labels=2)
-    features = posterior.encode(torch.randn(7, 3), torch.arange(2)[:, None])
-    whole = posterior.coordinates(features)
+    posterior, x, label = perturbed("laplace", labels=2), torch.randn(7, 3), torch.arange(2)[:, None]
+    whole = posterior.coordinates(posterior.encode(x, label))
     monkeypatch.setattr("ddvi.posteriors.laplace.ROWS_AT_ONCE", 9)
-    for part, expected in zip(posterior.coordinates(features), whole, strict=True):
+    for part, expected in zip(posterior.coordinates(posterior.encode(x, label)), whole, strict=True):
         torch.testing.assert_close(part, expected, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("what", ["draw", "path draw", "bound"])
 def test_what_laplaces_guess_learns_is_where_newtons_method_ends(what):
     """½ D log(1 + |L⁻¹(v_0 − m)|²/D), whichever loss it is: scores of draws are to fall, bounds to rise."""
-    posterior = perturbed("laplace", steps=3)
-    features = posterior.encode(torch.randn(5, 3))
-    inner, z = posterior.inner(features), torch.randn(5, 2)
-    mean, factor = posterior.laplace(posterior.guess(inner), features[:, 5:], posterior.center, posterior.spread)
-    away = torch.linalg.solve_triangular(factor, (posterior.guess(inner) - mean).unsqueeze(-1), upper=False)
+    posterior, x, z = perturbed("laplace", steps=3), torch.randn(5, 3), torch.randn(5, 2)
+    features = posterior.encode(x)
+    guess = posterior.guess(posterior.inner(features))
+    mean, factor = posterior.laplace(guess.detach(), x, posterior.center, posterior.spread)
+    away = torch.linalg.solve_triangular(factor, (guess - mean).unsqueeze(-1), upper=False)
     lesson = torch.log1p(0.5 * away.square().sum((-2, -1))).sum()
-    expected = torch.autograd.grad(lesson, posterior.guess.weight)[0]
+    expected = torch.autograd.grad(lesson, posterior.guess.weight, retain_graph=True)[0]
     torch.manual_seed(1)
     match what:
         case "draw":

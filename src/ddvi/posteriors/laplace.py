@@ -204,11 +204,11 @@ class LaplacePosterior(AffinePosterior):
 
         (u, a) ~ q(u, a | x),    z = m + L u,    log_ratio(z, a) = log_ratio(u, a) − log det L
 
-    m and L are found anew for each x by `Laplace`, from a guess v_0(x) of the base's encoder. At initialisation u is
-    standard Gaussian, where the base is a Gaussian or a chain, and z Laplace's approximation itself. As m and L aren't
-    differentiated, no bound teaches v_0. It learns where Newton's method ends: beside any score of a draw and any bound
-    of a z there is ½ D log(1 + |L⁻¹(v_0 − m)|²/D) to be learnt from, with value 0. Paths (1 + auxiliaries,
-    *sample_shape, B, D) lie in the space of z.
+    m and L are found anew for each x by `Laplace`, from a guess v_0(x) of the base's encoder; labels share them. At
+    initialisation u is standard Gaussian, where the base is a Gaussian or a chain, and z Laplace's approximation.
+    As m and L aren't differentiated, no bound teaches v_0. It learns where Newton's method ends: beside any score of a
+    draw and any bound of a z there is ½ D log(1 + |L⁻¹(v_0 − m)|²/D) to be learnt from, with value 0. Paths
+    (1 + auxiliaries, *sample_shape, B, D) lie in the space of z.
 
     Args:
         base: the other posterior, which begins anew; what it knows of latents is in these coordinates.
@@ -257,8 +257,13 @@ class LaplacePosterior(AffinePosterior):
         self.guess: Linear = Linear(base.features, base.latent_size)
 
     def encode(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        # What Newton's method must know of x goes along, behind the features.
-        return self.laplace.curvature.beside(super().encode(x, label), x)
+        features = super().encode(x)
+        guess = self.guess(features)
+        statistics = self.laplace.curvature.likelihood.statistics(x)[0]
+        mean, factor = self.laplace(guess.detach(), statistics, self.center, self.spread)
+        # Found once, and behind the features from here on.
+        found = behind(features, torch.cat([guess, mean, factor.flatten(-2)], -1))
+        return found if label is None else self.with_label(found, label)
 
     def with_label(self, features: Tensor, label: Tensor) -> Tensor:
         return behind(super().with_label(self.inner(features), label), features[..., self.features :])
@@ -270,11 +275,12 @@ class LaplacePosterior(AffinePosterior):
         raise InputError("warm-up denoises the prior of z, but the coordinates are those of p(z | x); use warmup=0")
 
     def coordinates(self, features: Tensor) -> _LaplaceCoordinates:
-        guess = self.guess(self.inner(features))
-        mean, factor = self.laplace(guess.detach(), features[..., self.features :], self.center, self.spread)
+        size = self.latent_size
+        guess, mean, entries = features[..., self.features :].split([size, size, size**2], -1)
+        factor = entries.unflatten(-1, (size, size))
         away = times(factor, guess - mean, _solved).square().sum(-1)
         # Few guesses that are far off must not be all that the encoder learns from.
-        lesson = 0.5 * self.latent_size * torch.log1p(away / self.latent_size)
+        lesson = 0.5 * size * torch.log1p(away / size)
         return _LaplaceCoordinates(
             self.center + self.spread * mean, self.spread.unsqueeze(-1) * factor, lesson - lesson.detach()
         )
