@@ -627,13 +627,13 @@ def test_laplace_in_portions_is_that_of_all(monkeypatch):
 
 @pytest.mark.parametrize("what", ["draw", "path draw", "bound"])
 def test_what_laplaces_guess_learns_is_where_newtons_method_ends(what):
-    """½ D log(1 + |L⁻¹(v_0 − m)|²/D), whichever loss it is: scores of draws are to fall, bounds to rise."""
+    """D (√(1 + |L⁻¹(v_0 − m)|²/D) − 1), whichever loss it is: scores of draws are to fall, bounds to rise."""
     posterior, x, z = perturbed("laplace", steps=3), torch.randn(5, 3), torch.randn(5, 2)
     features = posterior.encode(x)
     guess = posterior.guess(posterior.inner(features))
     mean, factor = posterior.laplace(guess.detach(), x, posterior.center, posterior.spread)
     away = torch.linalg.solve_triangular(factor, (guess - mean).unsqueeze(-1), upper=False)
-    lesson = torch.log1p(0.5 * away.square().sum((-2, -1))).sum()
+    lesson = 2 * (1 + 0.5 * away.square().sum((-2, -1))).sqrt().sum()
     expected = torch.autograd.grad(lesson, posterior.guess.weight, retain_graph=True)[0]
     torch.manual_seed(1)
     match what:
@@ -646,6 +646,16 @@ def test_what_laplaces_guess_learns_is_where_newtons_method_ends(what):
     found = torch.autograd.grad(loss, posterior.guess.weight)[0]
     torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-9)
     assert not posterior.coordinates(features).lesson.any()
+
+
+def test_a_wild_guess_of_laplaces_is_no_harm():
+    posterior, x = perturbed("laplace", steps=3), torch.randn(5, 3)
+    with torch.no_grad():
+        posterior.guess.bias.fill_(1e6)
+    mean = posterior(x).coordinates.mean
+    assert mean.abs().max() < 20
+    posterior(x).draw().log_ratio.sum().backward()
+    assert (posterior.guess.bias.grad > 0).all(), "and it is called back"
 
 
 def test_a_path_draw_in_laplaces_coordinates_has_the_value_of_a_draw():

@@ -13,6 +13,7 @@ Sources: Tierney and Kadane, 1986, for Laplace's approximation; Park, Kim and Ki
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, final
 
 import torch
@@ -32,6 +33,7 @@ from ddvi.randomness import generator
 _STRIDE = 0.01  # of differences, in units of the prior's spread: small beside its finest parts, large beside rounding
 _REACH = 2.0  # of a Newton step in these units
 _DAMPING = 10.0  # of the first step after one that went down
+_FARTHEST = 5.0  # from the prior's mean, in each direction, that a climb begins
 _DRAWS = 10_000  # of the prior, for its mean and spread
 
 
@@ -118,19 +120,10 @@ class Laplace:
             parameters = likelihood.natural(center + spread * v)
             return (statistics * parameters).sum(-1) - likelihood.log_partition(parameters)
 
-        def believed(v: Tensor) -> _Place:
-            return self._believed(v, center, spread)
-
         precision = v
-        for prior in (_standard, believed):
+        for prior in (_standard, partial(self._believed, center, spread)):
             information = self.curvature.at(v + center / spread, width, statistics, spread).information
-
-            def look(v: Tensor, prior: Callable[[Tensor], _Place] = prior, known: Tensor = information) -> _Place:
-                belief = prior(v)
-                height, gradient = _differentiated(fit, v)
-                return _Place(height + belief.height, gradient + belief.gradient, known + belief.precision)
-
-            v, precision = self._climb(v, look)
+            v, precision = self._climb(v, partial(_looked, fit, information, prior))
         return v, precision
 
     def _climb(self, v: Tensor, look: Callable[[Tensor], _Place]) -> tuple[Tensor, Tensor]:
@@ -148,7 +141,7 @@ class Laplace:
             damping = torch.where(better, damping / 4, 4 * damping + _DAMPING)
         return v, here.precision
 
-    def _believed(self, v: Tensor, center: Tensor, spread: Tensor) -> _Place:
+    def _believed(self, center: Tensor, spread: Tensor, v: Tensor) -> _Place:
         """The prior at v (N, D): its curvature is that of differences of its gradient."""
         away = _STRIDE * torch.eye(v.shape[-1], dtype=v.dtype, device=v.device)
         every = torch.cat([v[None], v + away.unsqueeze(1)])
@@ -167,6 +160,15 @@ def _differentiated(function: Callable[[Tensor], Tensor], v: Tensor) -> tuple[Te
         values = function(v)
         (gradient,) = torch.autograd.grad(values.sum(), v)
     return values.detach(), gradient
+
+
+def _looked(
+    fit: Callable[[Tensor], Tensor], information: Tensor, prior: Callable[[Tensor], _Place], v: Tensor
+) -> _Place:
+    """log p(x, v) at v (N, D), of a likelihood whose information is known already."""
+    belief = prior(v)
+    height, gradient = _differentiated(fit, v)
+    return _Place(height + belief.height, gradient + belief.gradient, information + belief.precision)
 
 
 def _standard(v: Tensor) -> _Place:
@@ -207,7 +209,7 @@ class LaplacePosterior(AffinePosterior):
     m and L are found anew for each x by `Laplace`, from a guess v_0(x) of the base's encoder; labels share them. At
     initialisation u is standard Gaussian, where the base is a Gaussian or a chain, and z Laplace's approximation.
     As m and L aren't differentiated, no bound teaches v_0. It learns where Newton's method ends: beside any score of a
-    draw and any bound of a z there is ½ D log(1 + |L⁻¹(v_0 − m)|²/D) to be learnt from, with value 0. Paths
+    draw and any bound of a z there is D (√(1 + |L⁻¹(v_0 − m)|²/D) − 1) to be learnt from, with value 0. Paths
     (1 + auxiliaries, *sample_shape, B, D) lie in the space of z.
 
     Args:
@@ -260,7 +262,9 @@ class LaplacePosterior(AffinePosterior):
         features = super().encode(x)
         guess = self.guess(features)
         statistics = self.laplace.curvature.likelihood.statistics(x)[0]
-        mean, factor = self.laplace(guess.detach(), statistics, self.center, self.spread)
+        # From far outside of the prior no peak is in reach, whatever has happened to the guess.
+        start = guess.detach().clamp(-_FARTHEST, _FARTHEST)
+        mean, factor = self.laplace(start, statistics, self.center, self.spread)
         # Found once, and behind the features from here on.
         found = behind(features, torch.cat([guess, mean, factor.flatten(-2)], -1))
         return found if label is None else self.with_label(found, label)
@@ -280,7 +284,7 @@ class LaplacePosterior(AffinePosterior):
         factor = entries.unflatten(-1, (size, size))
         away = times(factor, guess - mean, _solved).square().sum(-1)
         # Few guesses that are far off must not be all that the encoder learns from.
-        lesson = 0.5 * size * torch.log1p(away / size)
+        lesson = size * ((1 + away / size).sqrt() - 1)
         return _LaplaceCoordinates(
             self.center + self.spread * mean, self.spread.unsqueeze(-1) * factor, lesson - lesson.detach()
         )
