@@ -26,7 +26,7 @@ from ddvi.posteriors.guidance import Guidance
 from ddvi.posteriors.laplace import LaplacePosterior
 from ddvi.posteriors.scaled import ScaledPosterior
 from ddvi.priors import Prior, make_prior
-from ddvi.randomness import generator
+from ddvi.priors.base import moments
 from ddvi.schedule import Phase, Schedule
 from ddvi.settings import OBJECTIVE_SETTINGS, Settings
 
@@ -231,7 +231,7 @@ def _units(prior: Prior) -> Tensor | None:
     """
     if prior.event_shape[0] <= 2:
         return None
-    spread = prior.sample((10_000,), generator=generator(0, "spread")).std(0)
+    _, spread = moments(prior)
     return spread if spread.max() > _UNEVEN * spread.min() else None
 
 

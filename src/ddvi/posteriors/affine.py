@@ -79,6 +79,8 @@ class AffinePosterior(Posterior):
 
     Args:
         base: the other posterior; what it knows of latents is in these coordinates.
+
+    Source: the change of variables.
     """
 
     def __init__(self, base: Posterior) -> None:

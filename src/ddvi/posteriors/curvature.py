@@ -17,8 +17,6 @@ from ddvi.likelihoods import ExponentialFamily, FixedLikelihood, Likelihood
 class Slope(NamedTuple):
     """Of log p(x | z) at z (*, D)."""
 
-    parameters: Tensor
-    """η(z), (*, F)."""
     gradient: Tensor
     """(*, D)."""
     information: Tensor
@@ -31,7 +29,8 @@ class LikelihoodCurvature:
 
         ∇ log p(x | z) = Jᵀ (T(x) − E[T]),    information = Jᵀ Var(T) J,    J = ∂η/∂z
 
-    J's columns are differences over short ways, so that all takes 1 + D decoded latents in one pass.
+    with T(x) (F,), η (*, F) and J (F, D) for latents (*, D), in nats. J's columns are differences over short ways, so
+    that all takes 1 + D decoded latents in one pass.
 
     Args:
         likelihood: an exponential family with moments, such as the built-in ones.
@@ -39,6 +38,8 @@ class LikelihoodCurvature:
 
     Raises:
         InputError: the likelihood is of another kind.
+
+    Source: Osborne, Fisher's Method of Scoring, 1992.
     """
 
     def __init__(self, likelihood: Likelihood, setting: str) -> None:
@@ -71,7 +72,6 @@ class LikelihoodCurvature:
         jacobian = (torch.stack(moved) - parameters) / width
         mean, variance = self.likelihood.moments(parameters)
         return Slope(
-            parameters,
             torch.einsum("i...f,...f->...i", jacobian, statistics - mean),
             torch.einsum("i...f,...f,j...f->...ij", jacobian, variance, jacobian),
         )

@@ -28,13 +28,12 @@ from ddvi.posteriors.curvature import LikelihoodCurvature, at_rest, behind, cova
 from ddvi.posteriors.diffusion import check_own_latents
 from ddvi.posteriors.gaussian import begin_at
 from ddvi.priors import Prior
-from ddvi.randomness import generator
+from ddvi.priors.base import moments
 
 _STRIDE = 0.01  # of differences, in units of the prior's spread: small beside its finest parts, large beside rounding
 _REACH = 2.0  # of a Newton step in these units
 _DAMPING = 10.0  # of the first step after one that went down
 _FARTHEST = 5.0  # from the prior's mean, in each direction, that a climb begins
-_DRAWS = 10_000  # of the prior, for its mean and spread
 
 
 class _Place(NamedTuple):
@@ -248,13 +247,13 @@ class LaplacePosterior(AffinePosterior):
             )
         check_own_latents(base, "the coordinates are those of Laplace's approximation")
         self.laplace: Laplace = Laplace(likelihood, prior, steps)
-        draws = prior.sample((_DRAWS,), generator=generator(0, "spread"))
+        center, spread = moments(prior)
         try:
-            _differentiated(prior.log_prob, draws[:2])
+            _differentiated(prior.log_prob, center[None])
         except RuntimeError:
             raise InputError("laplace needs a prior whose log_prob can be differentiated; use laplace=0") from None
-        self.register_buffer("center", draws.mean(0))
-        self.register_buffer("spread", draws.std(0))
+        self.register_buffer("center", center)
+        self.register_buffer("spread", spread)
         begin_at(base)
         self.guess: Linear = Linear(base.features, base.latent_size)
 

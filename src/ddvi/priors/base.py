@@ -10,6 +10,15 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ddvi.errors import InputError
+from ddvi.randomness import generator
+
+_DRAWS = 10_000
+
+
+def moments(prior: Prior) -> tuple[Tensor, Tensor]:
+    """A prior's mean and standard deviations, (D,) each, by 10,000 draws that are the same each time."""
+    draws = prior.sample((_DRAWS,), generator=generator(0, "spread"))
+    return draws.mean(0), draws.std(0)
 
 
 class Prior(nn.Module, abc.ABC):
