@@ -22,7 +22,8 @@ from ddvi.objectives.base import Batch
 from ddvi.objectives.elbo import ELBO, ImportanceWeighted, risen
 from ddvi.objectives.marginal import MarginalLikelihood
 from ddvi.objectives.prior_draws import PriorDraws
-from ddvi.objectives.wake_sleep import ReweightedWakeSleep, Sleep, WakeSleep
+from ddvi.objectives.sleep import Sleep
+from ddvi.objectives.wake_sleep import ReweightedWakeSleep, WakeSleep
 from ddvi.objectives.warm_up import WarmUp
 from ddvi.posteriors.diffusion import DiffusionPosterior
 from ddvi.posteriors.flow import FlowPosterior
@@ -114,6 +115,23 @@ def test_importance_weighted_is_the_log_mean_weight(name):
     assert_loss(update, -weights.logsumexp(0) + math.log(5))
 
 
+@posteriors
+@pytest.mark.parametrize("make", [ELBO, ImportanceWeighted])
+@pytest.mark.parametrize("path_gradient", [False, True])
+def test_a_bound_takes_the_sleep_term_beside_it_in_one_update(name, make, path_gradient):
+    model, batch = make_model(name), make_batch()
+    objective = make(samples=3, path_gradient=path_gradient, sleep_weight=0.7, fantasies=2)
+    (update,) = losses(objective, model, batch)
+    x, z, _ = model.fantasise(2 * 7)
+    weights = log_weight(model, batch.x, model.posterior(batch.x).draw((3,)))
+    wake = -weights.mean(0) if make is ELBO else math.log(3) - weights.logsumexp(0)
+    sleep = -model.posterior(x).log_bound(z).view(2, 7).mean(0)
+    assert_loss(update, wake + 0.7 * sleep)
+    torch.testing.assert_close(update.terms["sleep"], sleep)
+    assert not touches(update.terms["sleep"], model.likelihood), "fantasies carry no gradient to the decoder"
+    assert touches(update.terms["sleep"], model.posterior)
+
+
 def test_one_draw_makes_the_importance_weighted_bound_the_elbo():
     model, batch = make_model("diffusion"), make_batch()
     (one,), (elbo,) = losses(ImportanceWeighted(1), model, batch), losses(ELBO(), model, batch)
@@ -182,8 +200,8 @@ def test_draws_of_the_prior_that_the_batch_shares_compete_with_those_of_the_post
     model, batch = make_model(name), make_batch()
     (update,) = losses(ReweightedWakeSleep(samples=4, prior_samples=9, resampled=3, decoded=decoded), model, batch)
     with torch.no_grad():
-        shared = model.prior.sample((9,))
         dreamt, known, _ = model.fantasise(7)
+        shared = model.prior.sample((9,))
         draw = model.posterior(batch.x).draw((4,))
         own = log_weight(model, batch.x, draw).T - math.log(4)
         broad = torch.stack([model.likelihood(z).log_prob(batch.x) for z in shared], 1) - math.log(9)
@@ -424,6 +442,12 @@ def test_warm_up_of_a_guided_posterior_sees_features_alone():
         (lambda: ELBO(samples=1.5), "samples=1.5 is impossible in ELBO; give a whole number, 1 or more"),
         (lambda: ELBO(kl_weight=math.nan), "kl_weight=nan is impossible in ELBO; give 0 or more"),
         (lambda: WakeSleep(sleep_weight=-1.0), "sleep_weight=-1.0 is impossible in WakeSleep"),
+        (lambda: ELBO(sleep_weight=-1), "sleep_weight=-1 is impossible in ELBO; give 0 or more"),
+        (lambda: ELBO(fantasies=None), "fantasies=None is impossible in ELBO; give a whole number, 1 or more"),
+        (
+            lambda: WakeSleep(ELBO(sleep_weight=0.3)),
+            "sleep_weight=0.3 of the bound would come beside",
+        ),
         (lambda: ImportanceWeighted(samples=0), "samples=0 is impossible in ImportanceWeighted"),
         (lambda: WakeSleep(sleep_steps=-1), "sleep_steps=-1"),
         (lambda: WakeSleep(levels=0), "levels=0"),

@@ -85,6 +85,17 @@ def test_the_papers_weights_are_in_nats() -> None:
     assert resolve("mnist_semi", "vae_semi", "pinwheel", {"preset": "paper"}).prior_weight == 1
 
 
+@pytest.mark.parametrize("objective", ["elbo", "importance_weighted", "reweighted_wake_sleep"])
+def test_the_papers_weight_of_sleep_is_its_own_objectives(objective: str) -> None:
+    usual, paper = (
+        resolve("mnist", "ddvi", "pinwheel", {"objective": objective, "preset": preset})
+        for preset in ("default", "paper")
+    )
+    assert (paper.sleep_weight, paper.sleep_levels) == (usual.sleep_weight, usual.sleep_levels)
+    asked = resolve("mnist", "ddvi", "pinwheel", {"objective": objective, "preset": "paper", "sleep_weight": 2})
+    assert asked.sleep_weight == 2
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_auto_takes_the_methods_own_objective(method: str) -> None:
     assert resolve("mnist", method, "pinwheel").objective == METHODS[method].objective
@@ -112,6 +123,11 @@ def test_every_objective_says_what_it_reads() -> None:
     given = {"kl_weight": "2", "samples": "4", "lr": "1e-4", "sleep_steps": "2"}
     assert idle(resolve("mnist", "ddvi", "pinwheel", given), given) == ["kl_weight", "sleep_steps"]
     assert idle(resolve("mnist", "vae", "pinwheel", given), given) == ["sleep_steps"]
+    asleep = {"fantasies": "2", "sleep_levels": "1"}
+    assert idle(resolve("mnist", "vae", "pinwheel", asleep), asleep) == ["fantasies", "sleep_levels"]
+    assert not idle(resolve("mnist", "vae", "pinwheel", asleep | {"sleep_weight": "1"}), asleep)
+    weighed = asleep | {"sleep_weight": "0"}
+    assert idle(resolve("mnist", "ddvi", "pinwheel", weighed), asleep) == ["fantasies"], "resampled latents have levels"
 
 
 def test_what_another_posterior_reads_is_without_effect() -> None:

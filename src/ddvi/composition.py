@@ -171,22 +171,20 @@ def assemble(
 
 def make_objective(settings: Settings) -> Objective:
     """The objective that the settings describe."""
-    names = ("samples", "kl_weight", "kl_rise", "prior_weight", "path_gradient", "label_rate")
-    bound: dict[str, Any] = {name: getattr(settings, name) for name in names}
-    levels = settings.sleep_levels or None
-    elbo = ELBO(**bound)
+    named = {name: getattr(settings, name) for name in OBJECTIVE_SETTINGS[settings.objective]}
+    levels = named.pop("sleep_levels", 0) or None
     match settings.objective:
         case "elbo":
-            return elbo
+            return ELBO(levels=levels, **named)
         case "importance_weighted":
-            return ImportanceWeighted(**bound)
+            return ImportanceWeighted(levels=levels, **named)
         case "wake_sleep":
-            return WakeSleep(elbo, settings.sleep_steps, settings.sleep_weight, levels, settings.fantasies)
+            asleep = {name: named.pop(name) for name in ("sleep_steps", "sleep_weight", "fantasies")}
+            return WakeSleep(ELBO(**named), levels=levels, **asleep)
         case "reweighted_wake_sleep":
-            names = {*OBJECTIVE_SETTINGS[settings.objective]} - {"sleep_levels"}
-            return ReweightedWakeSleep(levels=levels, **{name: getattr(settings, name) for name in names})
+            return ReweightedWakeSleep(levels=levels, **named)
         case "marginal_likelihood":
-            return MarginalLikelihood(settings.samples, levels)
+            return MarginalLikelihood(levels=levels, **named)
         case "adversarial":
             return Adversarial(settings.adversarial_weight)
         case other:

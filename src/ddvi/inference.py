@@ -30,7 +30,7 @@ from ddvi.likelihoods import FixedLikelihood
 from ddvi.model import LatentVariableModel
 from ddvi.networks import check_encoder
 from ddvi.objectives.base import Objective
-from ddvi.objectives.wake_sleep import Sleep
+from ddvi.objectives.sleep import Sleep
 from ddvi.own import (
     ON_THE_EDGE,
     are_counts,

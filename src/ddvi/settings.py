@@ -15,7 +15,7 @@ from ddvi.methods import ALIASES, METHODS, PAPER
 
 OBJECTIVE_DEFAULTS: dict[str, dict[str, Any]] = {
     "importance_weighted": {"samples": 8},
-    "wake_sleep": {"sleep_levels": 1},
+    "wake_sleep": {"sleep_weight": 1.0, "sleep_levels": 1},
     "reweighted_wake_sleep": {
         "samples": 4,
         "prior_samples": 1024,
@@ -26,16 +26,17 @@ OBJECTIVE_DEFAULTS: dict[str, dict[str, Any]] = {
     "marginal_likelihood": {"samples": 2000},
 }
 LABELLED_OBJECTIVE_DEFAULTS: dict[str, dict[str, Any]] = {
-    "reweighted_wake_sleep": {"samples": 8, "prior_samples": 512, "decoded": 1, "variance_weight": 0.0}
+    "importance_weighted": {"path_gradient": False, "sleep_weight": 0.0},
+    "reweighted_wake_sleep": {"samples": 8, "prior_samples": 512, "decoded": 1, "variance_weight": 0.0},
 }
 """What differs where labels are learnt too: that with which the other settings of it were chosen."""
-_BOUND = ("samples", "kl_weight", "kl_rise", "prior_weight")
+_BOUND = ("samples", "kl_weight", "kl_rise", "prior_weight", "label_rate", "path_gradient")
 _SLEEP = ("sleep_weight", "sleep_levels", "fantasies")
 _WEIGHED = ("samples", "prior_samples", "resampled", "decoded", "variance_weight")
 OBJECTIVE_SETTINGS: dict[str, tuple[str, ...]] = {
-    "elbo": (*_BOUND, "label_rate", "path_gradient"),
-    "importance_weighted": (*_BOUND, "label_rate", "path_gradient"),
-    "wake_sleep": (*_BOUND, "label_rate", "path_gradient", *_SLEEP, "sleep_steps"),
+    "elbo": (*_BOUND, *_SLEEP),
+    "importance_weighted": (*_BOUND, *_SLEEP),
+    "wake_sleep": (*_BOUND, *_SLEEP, "sleep_steps"),
     "reweighted_wake_sleep": (*_WEIGHED, "label_rate", *_SLEEP),
     "marginal_likelihood": ("samples", "sleep_levels"),
     "adversarial": ("adversarial_weight",),
@@ -113,7 +114,9 @@ class Settings:
     prior_weight: float = setting(1.0, "weight of log p(z) beside the rest of the divergence", minimum=0)
     path_gradient: bool = setting(False, "bounds: score log q with parameters held fixed")
     sleep_steps: int = setting(3, "wake_sleep: steps on fantasies per step on data", minimum=0)
-    sleep_weight: float = setting(1.0, "weight of the sleep term; 0.3 in reweighted_wake_sleep", minimum=0)
+    sleep_weight: float = setting(
+        0.0, "of the sleep term of any objective but two; 1 in wake_sleep, 0.3 in reweighted_wake_sleep", minimum=0
+    )
     sleep_levels: int = setting(
         0, "terms of the chain's bound drawn per example, 0 for all of them; 1 in wake_sleep", minimum=0
     )
@@ -235,9 +238,11 @@ PIXEL_VALUES = {"mnist": 784, "fashion_mnist": 784, "digits": 64, "cifar": 3072}
 _IN_PIXELS = {"kl_weight", "warmup_kl_weight", "sleep_weight", "adversarial_weight", "classifier_weight"}
 
 
-def _paper(dataset: str, method: str, semi: bool) -> dict[str, Any]:
-    """Settings of the paper's code, weights converted to nats."""
+def _paper(dataset: str, method: str, semi: bool, objective: str | None) -> dict[str, Any]:
+    """Settings of the paper's code, weights converted to nats; for another objective than its own nothing of sleep."""
     settings: dict[str, Any] = {**PAPER, **METHODS[method].paper, **(METHODS[method].paper_semi if semi else {})}
+    if objective not in (None, settings.get("objective")):
+        settings = {name: value for name, value in settings.items() if name not in (*_SLEEP, "sleep_steps")}
     for name in _IN_PIXELS & set(settings):
         settings[name] *= PIXEL_VALUES.get(dataset, 1)
     if dataset == "cifar":
@@ -307,7 +312,7 @@ def _layers(dataset: str, method: str, prior: str, semi: bool, values: Mapping[s
     layers = {**DATASET_DEFAULTS.get(dataset, {}), **METHODS[method].defaults}
     preset = values.get("preset", "default")
     if preset == "paper":
-        layers |= _paper(dataset, method, semi)
+        layers |= _paper(dataset, method, semi, values.get("objective"))
     elif preset == "study" and dataset != "digits":
         layers["epochs"] = STUDY_EPOCHS
     epochs = layers.get("epochs", FIELDS["epochs"].default)
@@ -402,6 +407,8 @@ def idle(settings: Settings, given: Iterable[str]) -> list[str]:
     read = {*OBJECTIVE_SETTINGS[settings.objective], *METHODS[settings.method].reads}
     if settings.laplace:
         read -= {"prior_denoiser"}  # the chain draws in other coordinates
+    if not settings.sleep_weight:
+        read -= {"fantasies"} if settings.objective == "reweighted_wake_sleep" else {"fantasies", "sleep_levels"}
     return sorted({name for names in owned for name in names}.intersection(given) - read)
 
 

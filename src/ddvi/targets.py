@@ -35,7 +35,7 @@ from ddvi.likelihoods import Likelihood
 from ddvi.model import LatentVariableModel
 from ddvi.objectives.base import Objective
 from ddvi.objectives.reweighted import Reweighted
-from ddvi.objectives.wake_sleep import Sleep
+from ddvi.objectives.sleep import Sleep
 from ddvi.own import assembled, check_given, settings_of, stored
 from ddvi.posteriors.base import Posterior, PosteriorMaker
 from ddvi.posteriors.gaussian import begin_at
@@ -71,7 +71,8 @@ class Factor(Likelihood):
         self.event_shape: torch.Size = torch.Size([1])
 
     def forward(self, z: Tensor) -> NoReturn:
-        raise InputError("a fixed target has no observations to draw; use sample, or a ddvi.Inference with data")
+        hint = "use sample, an objective with sleep_weight=0, or a ddvi.Inference with data"
+        raise InputError(f"a fixed target has no observations to draw; {hint}")
 
     def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
         rows = z.reshape(-1, z.shape[-1])

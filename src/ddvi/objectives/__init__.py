@@ -7,8 +7,9 @@ from ddvi.objectives.log_variance import LogVariance
 from ddvi.objectives.marginal import MarginalLikelihood
 from ddvi.objectives.reweighted import Reweighted
 from ddvi.objectives.semi_supervised import SemiSupervised
+from ddvi.objectives.sleep import Sleep
 from ddvi.objectives.tempered import Tempered
-from ddvi.objectives.wake_sleep import ReweightedWakeSleep, Sleep, WakeSleep
+from ddvi.objectives.wake_sleep import ReweightedWakeSleep, WakeSleep
 from ddvi.objectives.warm_up import WarmUp
 
 __all__ = [

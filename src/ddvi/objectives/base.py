@@ -6,6 +6,7 @@ import abc
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -81,26 +82,30 @@ class Objective(abc.ABC):
 
 
 def check_least(objective: Objective, **least: int) -> None:
-    """Refuse a count of an objective that is below the least one by its name, None being none, and a negative weight.
+    """Refuse a count of an objective that is below the least one by its name, and a negative weight.
+
+    No `levels`, None, are all of them.
 
     Raises:
         InputError: a count isn't whole or is too small, or another number is negative or not finite.
     """
     who = type(objective).__name__
     for name, minimum in least.items():
-        value = getattr(objective, name)
+        value: Any = getattr(objective, name)
+        if value is None and name == "levels":
+            continue
         whole = is_whole(value)
-        if value is not None and (not whole or int(value) < minimum):
+        if not whole or value < minimum:
             wanted = f"{minimum} or more" if whole else f"a whole number, {minimum} or more"
             raise InputError(f"{name}={value} is impossible in {who}; give {wanted}")
     for name, value in vars(objective).items():
-        if isinstance(value, float) and not 0 <= value < math.inf:
+        if isinstance(value, float | int) and not 0 <= value < math.inf:
             raise InputError(f"{name}={value} is impossible in {who}; give 0 or more")
 
 
 @dataclass(frozen=True)
 class DataObjective(Objective):
-    """An objective whose first update is one loss on data, where a label may be known or not."""
+    """An objective whose first update is one loss on data, where a label may be known or not; usually the only one."""
 
     @abc.abstractmethod
     def loss(
@@ -108,8 +113,6 @@ class DataObjective(Objective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss (B,) of x (B, *event) and its named terms; in a model with labels, None is the sum over all of them."""
 
-
-def data_update(objective: DataObjective, model: LatentVariableModel, batch: Batch) -> Update:
-    """The update that `objective.loss` makes of a batch without labels."""
-    loss, terms = objective.loss(model, batch.x, None, batch.progress)
-    return Update(("likelihood", "posterior", "classifier", "prior"), loss, terms)
+    def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
+        loss, terms = self.loss(model, batch.x, None, batch.progress)
+        yield Update(("likelihood", "posterior", "classifier", "prior"), loss, terms)

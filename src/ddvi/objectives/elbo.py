@@ -1,5 +1,7 @@
 """The evidence lower bound and the importance-weighted bound, differentiated through the draws.
 
+Either may take the sleep term beside it (`Dreaming`).
+
     ELBO = E_q [ log p_θ(x|z) + kl_weight ( prior_weight log p(z) + log r(a|z) − log q_φ(z,a|x) ) ]
     IW_K = E_q [ log 1/K Σ_k exp( the same bracket ) ]
 
@@ -11,7 +13,7 @@ Where labels are summed over, with ELBO_l and IW_l the same given the label and 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
@@ -19,7 +21,8 @@ import torch
 from torch import Tensor
 
 from ddvi.model import LatentVariableModel, View, Weights
-from ddvi.objectives.base import Batch, DataObjective, Update, check_least, data_update
+from ddvi.objectives.base import check_least
+from ddvi.objectives.sleep import Dreaming
 from ddvi.posteriors.base import Draw, Posterior
 
 
@@ -90,7 +93,7 @@ def _draw(
 
 @final
 @dataclass(frozen=True)
-class ELBO(DataObjective):
+class ELBO(Dreaming):
     """The evidence lower bound, by K reparameterised draws.
 
         E_q[ log p_θ(x|z) + kl_weight ( prior_weight log p(z) + log r(a|z) − log q_φ(z, a|x) ) ],
@@ -104,9 +107,12 @@ class ELBO(DataObjective):
         path_gradient: score log q with parameters held fixed, so that its gradient comes through the draw alone; lower
             variance near the optimum.
         label_rate: how much of the gradient q(l|x) takes, see `negative_elbo`.
+        sleep_weight: weight of the sleep term beside the bound, see `Dreaming`; 0 leaves it out.
+        levels: terms of the chain drawn per fantasy; all if None.
+        fantasies: how many for each example of data.
 
     Raises:
-        InputError: samples is below 1; in training, the posterior has no density.
+        InputError: a count is below 1 or a weight negative; in training, the posterior has no density.
 
     Sources: Kingma and Welling, 2014; Roeder et al., 2017, and Tucker et al., 2019, for the path gradient.
 
@@ -124,29 +130,26 @@ class ELBO(DataObjective):
     label_rate: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_least(self, samples=1)
 
     @property
     def through_draws(self) -> bool:
         return True
 
-    def loss(
-        self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float | Tensor = 1.0
+    def wake_loss(
+        self, model: LatentVariableModel, x: Tensor, view: View, progress: float | Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        view = model.view(x, label)
         draw = _draw(model.posterior, view.features, self.samples, self.path_gradient)
         weights = model.weigh(x, draw, view.label)
         kl_weight = risen(self.kl_weight, self.kl_rise, progress)
         loss = negative_elbo(view, weights, kl_weight, self.prior_weight, self.label_rate)
         return loss, bound_terms(view, weights)
 
-    def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
-        yield data_update(self, model, batch)
-
 
 @final
 @dataclass(frozen=True)
-class ImportanceWeighted(DataObjective):
+class ImportanceWeighted(Dreaming):
     """The importance-weighted bound, tighter for larger K.
 
         E_q[ log 1/K Σ_k w_k ] ≤ log p_θ(x),    log w = log p_θ(x|z) + log p(z) + log r(a|z) − log q_φ(z, a|x)
@@ -162,9 +165,12 @@ class ImportanceWeighted(DataObjective):
         path_gradient: score log q with parameters held fixed and weigh the path by its share squared (the doubly
             reparameterised gradient), which is the same on average.
         label_rate: how far q(l|x) goes towards these shares at once, see `damped`.
+        sleep_weight: as in `ELBO`.
+        levels: as in `ELBO`.
+        fantasies: as in `ELBO`.
 
     Raises:
-        InputError: samples is below 1; in training, the posterior has no density.
+        InputError: a count is below 1 or a weight negative; in training, the posterior has no density.
 
     Sources: Burda et al., Importance Weighted Autoencoders, 2016; Tucker et al., 2019, for the path gradient.
 
@@ -182,16 +188,16 @@ class ImportanceWeighted(DataObjective):
     label_rate: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_least(self, samples=1)
 
     @property
     def through_draws(self) -> bool:
         return True
 
-    def loss(
-        self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float | Tensor = 1.0
+    def wake_loss(
+        self, model: LatentVariableModel, x: Tensor, view: View, progress: float | Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        view = model.view(x, label)
         kl_weight = risen(self.kl_weight, self.kl_rise, progress)
 
         share = view.features.new_zeros(())
@@ -211,6 +217,3 @@ class ImportanceWeighted(DataObjective):
             return -bound, terms
         terms["classification"] = cross_entropy(view, damped(view, bound, self.label_rate).exp())
         return terms["classification"] - bound.logsumexp(0), terms
-
-    def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
-        yield data_update(self, model, batch)

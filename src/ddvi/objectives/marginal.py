@@ -11,14 +11,13 @@ Source: the importance-weighted bound (Burda et al. 2016) with the prior as its 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
 from torch import Tensor
 
 from ddvi.model import LatentVariableModel
-from ddvi.objectives.base import Batch, DataObjective, Update, check_least, data_update
+from ddvi.objectives.base import DataObjective, check_least
 from ddvi.objectives.prior_draws import PriorDraws
 from ddvi.randomness import choose
 
@@ -67,6 +66,3 @@ class MarginalLikelihood(DataObjective):
             terms["classification"] = -view.log_label
             loss = loss + terms["classification"]
         return loss, terms
-
-    def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
-        yield data_update(self, model, batch)

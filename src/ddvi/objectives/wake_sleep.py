@@ -1,8 +1,4 @@
-"""Wake-sleep: learning the posterior from fantasies of the model as well as from data.
-
-The sleep term draws z ~ p(z), x ~ p_θ(x|z) and raises log q(z|x), or for posteriors with auxiliary variables the bound
-E_r[ log q(z,a|x) − log r(a|z) ] on it, so that q covers all of the posterior where the ELBO settles for a part. In a
-model with labels it draws l ~ p(l) first and raises log q(l|x) as well.
+"""Wake-sleep: learning from data and from fantasies of the model, in turn or, reweighted, together.
 
 Sources: Hinton et al., The Wake-Sleep Algorithm, 1995; Bornschein & Bengio, Reweighted Wake-Sleep, 2015; Le et al.,
 Revisiting Reweighted Wake-Sleep, 2019; Piriyakulkij et al., AAAI 2025, for the alternation.
@@ -11,73 +7,24 @@ Revisiting Reweighted Wake-Sleep, 2019; Piriyakulkij et al., AAAI 2025, for the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass, field
 from typing import final
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ddvi.model import Fantasies, LatentVariableModel, View
-from ddvi.objectives.base import Batch, DataObjective, Objective, Update, check_least, data_update
+from ddvi.errors import InputError
+from ddvi.model import LatentVariableModel, View
+from ddvi.objectives.base import Batch, DataObjective, Update, check_least
 from ddvi.objectives.elbo import ELBO, bound_terms, cross_entropy, damped
 from ddvi.objectives.log_variance import deviations
 from ddvi.objectives.prior_draws import PriorDraws
+from ddvi.objectives.sleep import Dreaming, sleep_loss
 from ddvi.randomness import choose, resample
 
 _LARGEST_DEVIATION = 10.0  # nats: log weights have heavy tails, and one draw would outweigh its batch
-
-
-def sleep_loss(model: LatentVariableModel, fantasies: Fantasies, levels: int | None) -> Tensor:
-    """−E_r[ log q(z,a|x) − log r(a|z) ] on fantasies (N,); `levels` as in `Conditional.log_bound`.
-
-    In a model with labels, −log q(l|x) more, and z, a given the label.
-    """
-    return _sleep_loss(model, model.view(fantasies.x, fantasies.label), fantasies.z, levels)
-
-
-@final
-@dataclass(frozen=True)
-class Sleep(Objective):
-    """The sleep term alone, for models that can be simulated: the posterior learns from pairs (z, x) of the model.
-
-        E_p(z,x) E_r(a|z)[ log q(z, a | x) − log r(a | z) ] ≤ E_p(z,x)[ log q(z | x) ]
-
-    No density of prior or likelihood is asked for. Pairs are those of the batch where it has them, else fresh ones.
-
-    Args:
-        levels: terms of the chain drawn per pair; all if None.
-        simulate: count to so many (z, x), of shapes (count, D) and (count, *event); None draws from the model itself.
-
-    Raises:
-        InputError: levels is below 1.
-
-    Source: Papamakarios and Murray, Fast ε-free Inference of Simulation Models, 2016; with a chain, method and bound of
-    Piriyakulkij et al., AAAI 2025.
-
-    Example:
-        >>> Sleep() == Sleep(levels=None)
-        True
-    """
-
-    levels: int | None = None
-    simulate: Callable[[int], tuple[Tensor, Tensor]] | None = None
-
-    def __post_init__(self) -> None:
-        check_least(self, levels=1)
-
-    def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
-        if batch.z is not None:
-            pairs = Fantasies(batch.x, batch.z, None)
-        elif self.simulate is None:
-            pairs = model.fantasise(len(batch.x))
-        else:
-            with torch.no_grad():
-                z, x = self.simulate(len(batch.x))
-            pairs = Fantasies(x.to(batch.x), z.to(batch.x), None)
-        loss = sleep_loss(model, pairs, self.levels)
-        yield Update(("posterior", "classifier"), loss, {"sleep": loss})
 
 
 @final
@@ -98,7 +45,8 @@ class WakeSleep(DataObjective):
         fantasies: how many for each example of data.
 
     Raises:
-        InputError: a count is out of range; in training, the posterior has no density.
+        InputError: a count is out of range, or the bound has a sleep term of its own; in training, the posterior has no
+            density.
 
     Sources: Piriyakulkij et al., AAAI 2025; Hinton et al., The Wake-Sleep Algorithm, 1995.
 
@@ -116,6 +64,10 @@ class WakeSleep(DataObjective):
 
     def __post_init__(self) -> None:
         check_least(self, sleep_steps=0, levels=1, fantasies=1)
+        if self.wake.sleep_weight:
+            raise InputError(
+                f"sleep_weight={self.wake.sleep_weight} of the bound would come beside that of WakeSleep; leave it out"
+            )
 
     @property
     def through_draws(self) -> bool:
@@ -127,7 +79,7 @@ class WakeSleep(DataObjective):
         return self.wake.loss(model, x, label, progress)
 
     def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
-        yield data_update(self, model, batch)
+        yield from super().updates(model, batch)
         if not self.sleep_steps:
             return
         # The decoder rests meanwhile, so that one pass of it makes the fantasies of all steps.
@@ -139,7 +91,7 @@ class WakeSleep(DataObjective):
 
 @final
 @dataclass(frozen=True)
-class ReweightedWakeSleep(DataObjective):
+class ReweightedWakeSleep(Dreaming):
     """Reweighted wake-sleep: no gradient through the draws.
 
         (z_k, a_k) ~ q(z, a | x),    w_k = p_θ(x, z_k) r(a_k|z_k) / q(z_k, a_k|x),    k = 1 … K
@@ -163,14 +115,14 @@ class ReweightedWakeSleep(DataObjective):
 
     Args:
         samples: K.
-        sleep_weight: weight of the sleep term.
-        levels: terms of the chain drawn per example; all if None.
         label_rate: how far q(l|x) goes towards p̂(l|x) at once; where it comes to rest doesn't depend on it.
-        fantasies: how many for each example of data.
         prior_samples: S; with several labels the next multiple of their number.
         resampled: M.
         decoded: how many of these the decoder learns from, where a pass and its gradient cost most; at most M.
         variance_weight: weight of the log-variance loss at the end of training; without effect where K is 1.
+        sleep_weight: weight of the sleep term.
+        levels: terms of the chain drawn per example; all if None.
+        fantasies: how many for each example of data.
 
     Raises:
         InputError: a count is out of range; in training, the posterior or, with `prior_samples`, the likelihood has no
@@ -187,29 +139,23 @@ class ReweightedWakeSleep(DataObjective):
     """
 
     samples: int = 8
-    sleep_weight: float = 0.3
-    levels: int | None = None
+    _: KW_ONLY
     label_rate: float = 1.0
-    fantasies: int = 1
     prior_samples: int = 0
     resampled: int = 1
     decoded: int = 1
     variance_weight: float = 0.0
+    sleep_weight: float = 0.3
 
     def __post_init__(self) -> None:
-        check_least(self, samples=1, levels=1, fantasies=1, prior_samples=0, resampled=1, decoded=1)
+        super().__post_init__()
+        check_least(self, samples=1, prior_samples=0, resampled=1, decoded=1)
 
-    def loss(
-        self, model: LatentVariableModel, x: Tensor, label: Tensor | None = None, progress: float | Tensor = 1.0
+    def wake_loss(
+        self, model: LatentVariableModel, x: Tensor, view: View, progress: float | Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        count = len(x)
         with torch.no_grad():
             broad = PriorDraws.of(model, x, self.prior_samples) if self.prior_samples else None
-        dreaming = self.sleep_weight > 0 and label is None
-        fantasies = model.fantasise(self.fantasies * count) if dreaming else None
-        # Data and fantasies go through the encoder together.
-        features = model.posterior.encode(x if fantasies is None else torch.cat([x, fantasies.x]))
-        view = model.view_of(features[:count], label)
         classification = -view.log_label if view.log_label is not None else None
         if view.summed:
             target = self._weigh_labels(model, x, view, broad)
@@ -233,10 +179,6 @@ class ReweightedWakeSleep(DataObjective):
         if self.variance_weight > 0 and self.samples > 1:
             terms["log_variance"] = _robust_variance(deviations(conditional, draw, log_weight))
             loss = loss + self.variance_weight * progress * terms["log_variance"]
-        if fantasies is not None:
-            dream = model.view_of(features[count:], fantasies.label)
-            terms["sleep"] = _sleep_loss(model, dream, fantasies.z, self.levels).view(-1, count).mean(0)
-            loss = loss + self.sleep_weight * terms["sleep"]
         return loss, terms
 
     @torch.no_grad()
@@ -255,15 +197,6 @@ class ReweightedWakeSleep(DataObjective):
             log_weight = torch.cat([log_weight - math.log(self.samples), broad.log_weight(label)])
         chosen = resample(log_weight, self.resampled)
         return z.gather(0, chosen[..., None].expand(-1, -1, z.shape[-1]))
-
-    def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
-        yield data_update(self, model, batch)
-
-
-def _sleep_loss(model: LatentVariableModel, view: View, z: Tensor, levels: int | None) -> Tensor:
-    """`sleep_loss` of fantasies as the posterior sees them, with their latents (N, D)."""
-    loss = -model.posterior.condition(view.features).log_bound(z, levels)
-    return loss if view.log_label is None else loss - view.log_label
 
 
 def _robust_variance(deviation: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ddvi.model import LatentVariableModel
-from ddvi.objectives.base import Batch, DataObjective, Update, check_least, data_update
+from ddvi.objectives.base import Batch, DataObjective, Update, check_least
 from ddvi.objectives.elbo import bound_terms, negative_elbo
 from ddvi.randomness import draw
 
@@ -62,7 +62,7 @@ class WarmUp(DataObjective):
 
     def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
         posterior = model.posterior
-        yield data_update(self, model, batch)
+        yield from super().updates(model, batch)
         for _ in range(self.sleep_steps):
             with torch.no_grad():
                 z = draw(model.prior.sample, (len(batch.x),), 0)
