@@ -92,8 +92,8 @@ def check_least(objective: Objective, **least: int) -> None:
     who = type(objective).__name__
     for name, minimum in least.items():
         value: Any = getattr(objective, name)
-        if value is None and name == "levels":
-            continue
+        if name == "levels" and value is None:
+            value = minimum
         whole = is_whole(value)
         if not whole or value < minimum:
             wanted = f"{minimum} or more" if whole else f"a whole number, {minimum} or more"
