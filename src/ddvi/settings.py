@@ -26,7 +26,6 @@ OBJECTIVE_DEFAULTS: dict[str, dict[str, Any]] = {
     "marginal_likelihood": {"samples": 2000},
 }
 LABELLED_OBJECTIVE_DEFAULTS: dict[str, dict[str, Any]] = {
-    "importance_weighted": {"path_gradient": False, "sleep_weight": 0.0},
     "reweighted_wake_sleep": {"samples": 8, "prior_samples": 512, "decoded": 1, "variance_weight": 0.0},
 }
 """What differs where labels are learnt too: that with which the other settings of it were chosen."""
