@@ -116,6 +116,21 @@ def test_importance_weighted_is_the_log_mean_weight(name):
 
 
 @posteriors
+@pytest.mark.parametrize("path_gradient", [False, True])
+def test_the_importance_weighted_bound_takes_the_log_variance_loss_beside_it(name, path_gradient):
+    model, batch = make_model(name), make_batch(progress=0.4)
+    objective = ImportanceWeighted(samples=5, path_gradient=path_gradient, variance_weight=0.5)
+    (update,) = losses(objective, model, batch)
+    weights = log_weight(model, batch.x, model.posterior(batch.x).draw((5,)))
+    size = (weights - weights.mean(0)).abs()
+    variance = torch.where(size < 10, size**2 / 2, 10 * size - 50).sum(0) / 4
+    assert_loss(update, math.log(5) - weights.logsumexp(0) + 0.4 * 0.5 * variance)
+    torch.testing.assert_close(update.terms["log_variance"], variance)
+    assert touches(update.terms["log_variance"], model.posterior)
+    assert not touches(update.terms["log_variance"], model.likelihood), "draws and weights are held fixed"
+
+
+@posteriors
 @pytest.mark.parametrize("make", [ELBO, ImportanceWeighted])
 @pytest.mark.parametrize("path_gradient", [False, True])
 def test_a_bound_takes_the_sleep_term_beside_it_in_one_update(name, make, path_gradient):

@@ -34,7 +34,7 @@ _SLEEP = ("sleep_weight", "sleep_levels", "fantasies")
 _WEIGHED = ("samples", "prior_samples", "resampled", "decoded", "variance_weight")
 OBJECTIVE_SETTINGS: dict[str, tuple[str, ...]] = {
     "elbo": (*_BOUND, *_SLEEP),
-    "importance_weighted": (*_BOUND, *_SLEEP),
+    "importance_weighted": (*_BOUND, "variance_weight", *_SLEEP),
     "wake_sleep": (*_BOUND, *_SLEEP, "sleep_steps"),
     "reweighted_wake_sleep": (*_WEIGHED, "label_rate", *_SLEEP),
     "marginal_likelihood": ("samples", "sleep_levels"),

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ddvi.model import LatentVariableModel, View, Weights
 from ddvi.objectives.base import check_least
+from ddvi.objectives.log_variance import deviations, robust_variance
 from ddvi.objectives.sleep import Dreaming
 from ddvi.posteriors.base import Draw, Posterior
 
@@ -165,6 +166,8 @@ class ImportanceWeighted(Dreaming):
         path_gradient: score log q with parameters held fixed and weigh the path by its share squared (the doubly
             reparameterised gradient), which is the same on average.
         label_rate: how far q(l|x) goes towards these shares at once, see `damped`.
+        variance_weight: weight of the log-variance loss of `ReweightedWakeSleep` at the end of training, for a bound by
+            single draws that isn't left behind; without effect where K is 1 or labels are summed over.
         sleep_weight: as in `ELBO`.
         levels: as in `ELBO`.
         fantasies: as in `ELBO`.
@@ -172,7 +175,8 @@ class ImportanceWeighted(Dreaming):
     Raises:
         InputError: a count is below 1 or a weight negative; in training, the posterior has no density.
 
-    Sources: Burda et al., Importance Weighted Autoencoders, 2016; Tucker et al., 2019, for the path gradient.
+    Sources: Burda et al., Importance Weighted Autoencoders, 2016; Tucker et al., 2019, for the path gradient; Richter
+    et al., VarGrad, 2020, for the log-variance loss.
 
     Example:
         >>> loss, terms = ImportanceWeighted(samples=5).loss(model, x)
@@ -186,6 +190,7 @@ class ImportanceWeighted(Dreaming):
     prior_weight: float = 1.0
     path_gradient: bool = False
     label_rate: float = 1.0
+    variance_weight: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -214,6 +219,11 @@ class ImportanceWeighted(Dreaming):
         bound = log_weight.logsumexp(0) - math.log(self.samples)
         terms = bound_terms(view, weights)
         if view.log_label is None or not view.summed:
-            return -bound, terms
+            if not self.variance_weight or self.samples == 1:
+                return -bound, terms
+            held = draw._replace(path=draw.path.detach())
+            deviation = deviations(model.posterior.condition(view.features), held, weights.log_weight().detach())
+            terms["log_variance"] = robust_variance(deviation)
+            return self.variance_weight * progress * terms["log_variance"] - bound, terms
         terms["classification"] = cross_entropy(view, damped(view, bound, self.label_rate).exp())
         return terms["classification"] - bound.logsumexp(0), terms

@@ -18,10 +18,13 @@ from typing import final
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ddvi.model import LatentVariableModel
 from ddvi.objectives.base import Batch, Objective, Update, check_least
 from ddvi.posteriors.base import Conditional, Draw
+
+_LARGEST_DEVIATION = 10.0  # nats: log weights have heavy tails, and one draw would outweigh its batch
 
 
 def deviations(conditional: Conditional, draw: Draw, log_weight: Tensor) -> Tensor:
@@ -38,6 +41,13 @@ def deviations(conditional: Conditional, draw: Draw, log_weight: Tensor) -> Tens
     score = conditional.log_ratio(draw.path)
     log_weight = log_weight + (score.detach() - score)
     return log_weight - log_weight.mean(0)
+
+
+def robust_variance(deviation: Tensor) -> Tensor:
+    """Half the variance (B,) of values (K, B) that are given less their mean, with Huber's h for ½ of the square."""
+    none = torch.zeros_like(deviation)
+    each = functional.huber_loss(deviation, none, reduction="none", delta=_LARGEST_DEVIATION)
+    return each.sum(0) / (len(deviation) - 1)
 
 
 @final

@@ -13,18 +13,15 @@ from typing import final
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ddvi.errors import InputError
 from ddvi.model import LatentVariableModel, View
 from ddvi.objectives.base import Batch, DataObjective, Update, check_least
 from ddvi.objectives.elbo import ELBO, bound_terms, cross_entropy, damped
-from ddvi.objectives.log_variance import deviations
+from ddvi.objectives.log_variance import deviations, robust_variance
 from ddvi.objectives.prior_draws import PriorDraws
 from ddvi.objectives.sleep import Dreaming, sleep_loss
 from ddvi.randomness import choose, resample
-
-_LARGEST_DEVIATION = 10.0  # nats: log weights have heavy tails, and one draw would outweigh its batch
 
 
 @final
@@ -177,7 +174,7 @@ class ReweightedWakeSleep(Dreaming):
         if classification is not None:
             loss = loss + classification
         if self.variance_weight > 0 and self.samples > 1:
-            terms["log_variance"] = _robust_variance(deviations(conditional, draw, log_weight))
+            terms["log_variance"] = robust_variance(deviations(conditional, draw, log_weight))
             loss = loss + self.variance_weight * progress * terms["log_variance"]
         return loss, terms
 
@@ -197,13 +194,6 @@ class ReweightedWakeSleep(Dreaming):
             log_weight = torch.cat([log_weight - math.log(self.samples), broad.log_weight(label)])
         chosen = resample(log_weight, self.resampled)
         return z.gather(0, chosen[..., None].expand(-1, -1, z.shape[-1]))
-
-
-def _robust_variance(deviation: Tensor) -> Tensor:
-    """Half the variance (B,) of values (K, B) that are given less their mean, with Huber's h for ½ of the square."""
-    none = torch.zeros_like(deviation)
-    each = functional.huber_loss(deviation, none, reduction="none", delta=_LARGEST_DEVIATION)
-    return each.sum(0) / (len(deviation) - 1)
 
 
 def _take(values: Tensor, chosen: Tensor) -> Tensor:
