@@ -106,7 +106,9 @@ class Settings:
     )
     decoded: int = setting(1, "of those, at most, that the decoder learns from; 4 in reweighted_wake_sleep", minimum=1)
     variance_weight: float = setting(
-        0.0, "of the log-variance loss, up to which it rises; 0.25 for ddvi without labels", minimum=0
+        0.0,
+        "of the log-variance loss, up to which it rises; 0.25 in ddvi's reweighted_wake_sleep without labels",
+        minimum=0,
     )
     kl_weight: float = setting(1.0, "weight of the divergence in training; 1 is the bound", minimum=0)
     kl_rise: float = setting(0.0, "share of training over which kl_weight rises linearly from 0", minimum=0, maximum=1)
