@@ -127,7 +127,9 @@ def test_every_objective_says_what_it_reads() -> None:
     assert idle(resolve("mnist", "vae", "pinwheel", asleep), asleep) == ["fantasies", "sleep_levels"]
     assert not idle(resolve("mnist", "vae", "pinwheel", asleep | {"sleep_weight": "1"}), asleep)
     weighed = asleep | {"sleep_weight": "0"}
-    assert idle(resolve("mnist", "ddvi", "pinwheel", weighed), asleep) == ["fantasies"], "resampled latents have levels"
+    for objective in ("reweighted_wake_sleep", "marginal_likelihood"):
+        resolved = resolve("mnist", "ddvi", "pinwheel", weighed | {"objective": objective})
+        assert idle(resolved, asleep) == ["fantasies"], "resampled latents have levels"
 
 
 def test_what_another_posterior_reads_is_without_effect() -> None:

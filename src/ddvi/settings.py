@@ -26,7 +26,7 @@ OBJECTIVE_DEFAULTS: dict[str, dict[str, Any]] = {
     "marginal_likelihood": {"samples": 2000},
 }
 LABELLED_OBJECTIVE_DEFAULTS: dict[str, dict[str, Any]] = {
-    "reweighted_wake_sleep": {"samples": 8, "prior_samples": 512, "decoded": 1, "variance_weight": 0.0},
+    "reweighted_wake_sleep": {"samples": 8, "prior_samples": 512, "decoded": 1, "variance_weight": 0.0}
 }
 """What differs where labels are learnt too: that with which the other settings of it were chosen."""
 _BOUND = ("samples", "kl_weight", "kl_rise", "prior_weight", "label_rate", "path_gradient")
@@ -409,7 +409,8 @@ def idle(settings: Settings, given: Iterable[str]) -> list[str]:
     if settings.laplace:
         read -= {"prior_denoiser"}  # the chain draws in other coordinates
     if not settings.sleep_weight:
-        read -= {"fantasies"} if settings.objective == "reweighted_wake_sleep" else {"fantasies", "sleep_levels"}
+        resamples = settings.objective in ("reweighted_wake_sleep", "marginal_likelihood")  # whose latents have levels
+        read -= {"fantasies"} if resamples else {"fantasies", "sleep_levels"}
     return sorted({name for names in owned for name in names}.intersection(given) - read)
 
 
