@@ -92,7 +92,7 @@ def test_stored_studies_and_files(tmp_path: Path) -> None:
     sizes = {
         "mnist_learning_rates": 48,
         "mnist_same_objective": 50,
-        "mnist_importance_weighted": 33,
+        "mnist_importance_weighted": 42,
         "mnist_limit": 3,
         "mnist_frozen_decoder": 30,
         "mnist_ablations": 40,

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ddvi.model import LatentVariableModel, View, Weights
 from ddvi.objectives.base import check_least
-from ddvi.objectives.log_variance import deviations, robust_variance
+from ddvi.objectives.log_variance import robust_log_variance
 from ddvi.objectives.sleep import Dreaming
 from ddvi.posteriors.base import Draw, Posterior
 
@@ -221,9 +221,8 @@ class ImportanceWeighted(Dreaming):
         if view.log_label is None or not view.summed:
             if not self.variance_weight or self.samples == 1:
                 return -bound, terms
-            held = draw._replace(path=draw.path.detach())
-            deviation = deviations(model.posterior.condition(view.features), held, weights.log_weight().detach())
-            terms["log_variance"] = robust_variance(deviation)
+            conditional = model.posterior.condition(view.features)
+            terms["log_variance"] = robust_log_variance(conditional, draw, weights.log_weight())
             return self.variance_weight * progress * terms["log_variance"] - bound, terms
         terms["classification"] = cross_entropy(view, damped(view, bound, self.label_rate).exp())
         return terms["classification"] - bound.logsumexp(0), terms

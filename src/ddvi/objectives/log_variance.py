@@ -32,19 +32,25 @@ def deviations(conditional: Conditional, draw: Draw, log_weight: Tensor) -> Tens
 
     Args:
         conditional: q(z, a | x), whose gradient is wanted.
-        draw: K draws from it, (K, B, D), without gradient.
+        draw: K draws from it, (K, B, D).
         log_weight: theirs, (K, B), nats.
 
     Returns:
         (K, B), nats.
     """
-    score = conditional.log_ratio(draw.path)
-    log_weight = log_weight + (score.detach() - score)
+    score = conditional.log_ratio(draw.path.detach())
+    log_weight = log_weight.detach() + (score.detach() - score)
     return log_weight - log_weight.mean(0)
 
 
-def robust_variance(deviation: Tensor) -> Tensor:
-    """Half the variance (B,) of values (K, B) that are given less their mean, with Huber's h for ½ of the square."""
+def robust_log_variance(conditional: Conditional, draw: Draw, log_weight: Tensor) -> Tensor:
+    """Half the variance of log w over K draws, with Huber's h for ½ of the square, linear from 10 nats on: (B,).
+
+    Arguments are those of `deviations`; K is at least 2.
+
+    Sources: Richter et al., VarGrad, 2020; Huber, 1964.
+    """
+    deviation = deviations(conditional, draw, log_weight)
     none = torch.zeros_like(deviation)
     each = functional.huber_loss(deviation, none, reduction="none", delta=_LARGEST_DEVIATION)
     return each.sum(0) / (len(deviation) - 1)

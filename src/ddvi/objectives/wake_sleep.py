@@ -18,7 +18,7 @@ from ddvi.errors import InputError
 from ddvi.model import LatentVariableModel, View
 from ddvi.objectives.base import Batch, DataObjective, Update, check_least
 from ddvi.objectives.elbo import ELBO, bound_terms, cross_entropy, damped
-from ddvi.objectives.log_variance import deviations, robust_variance
+from ddvi.objectives.log_variance import robust_log_variance
 from ddvi.objectives.prior_draws import PriorDraws
 from ddvi.objectives.sleep import Dreaming, sleep_loss
 from ddvi.randomness import choose, resample
@@ -174,7 +174,7 @@ class ReweightedWakeSleep(Dreaming):
         if classification is not None:
             loss = loss + classification
         if self.variance_weight > 0 and self.samples > 1:
-            terms["log_variance"] = robust_variance(deviations(conditional, draw, log_weight))
+            terms["log_variance"] = robust_log_variance(conditional, draw, log_weight)
             loss = loss + self.variance_weight * progress * terms["log_variance"]
         return loss, terms
 
