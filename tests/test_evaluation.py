@@ -507,9 +507,20 @@ def test_what_stands_in_is_of_the_fixed_permutation(small):
     assert metrics["log_likelihood_iw"] == pytest.approx(metrics["elbo"], rel=0.5), "and not the first half"
 
 
-def test_many_labels_leave_a_draw_for_each(small):
-    data = dataset()
-    model = compose(data, method="vae")
-    assert evaluation._draws_each(model, 5) == 5
-    model.classifier, model.prior.parts = nn.Linear(1, 1), 120
-    assert evaluation._draws_each(model, 100) == 1
+def test_a_bound_has_all_draws_for_each_label_in_pieces_that_fit(monkeypatch):
+    """log Σ_l p(l) 1/K Σ_k w_lk, whose mean over k may be taken piece by piece."""
+    asked = []
+
+    class Labelled:
+        summed = 10
+
+        def importance_weighted_bound(self, x, draws):
+            asked.append((len(x), draws))
+            return x[:, 0] * len(asked)
+
+    monkeypatch.setattr(evaluation, "_DRAWS_AT_ONCE", 40)
+    found = evaluation.importance_weighted_bound(Labelled(), torch.tensor([[1.0], [2.0]]), 6)
+    assert asked == [(1, 4), (1, 2)] * 2
+    shares = torch.tensor([4 / 6, 2 / 6], dtype=torch.float64).log()
+    expected = [(torch.tensor([1.0, 2.0]) + shares).logsumexp(0), (torch.tensor([6.0, 8.0]) + shares).logsumexp(0)]
+    torch.testing.assert_close(found, torch.stack(expected))

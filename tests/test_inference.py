@@ -437,15 +437,26 @@ class Located(nn.Module):
         return Normal(self.location, 1.0).log_prob(z).sum(-1)
 
 
-def test_a_prior_with_parameters_learns_and_is_saved(tmp_path):
+@pytest.mark.parametrize(
+    ("method", "objective"), [("vae", "auto"), ("vae", "marginal_likelihood"), ("ddvi", "reweighted_wake_sleep")]
+)
+def test_a_prior_with_parameters_learns_and_is_saved(method, objective, tmp_path):
     """x = z + ε, with x around 2: the best location is the mean of x."""
     noise = lambda z: Independent(Normal(z, 0.5), 1)  # noqa: E731
     x = 2 + torch.randn(300, 2)
-    learnt = ddvi.Inference(Located(), noise, "vae").fit(x, epochs=150, lr=3e-2)
+    size = {"steps": 2, "denoiser_size": 8} if method == "ddvi" else {}
+    learnt = ddvi.Inference(Located(), noise, method, objective, hidden_size=16, **size)
+    learnt.fit(x, epochs=100, lr=3e-2)
     torch.testing.assert_close(learnt.prior.location.detach(), x.mean(0), atol=0.15, rtol=0)
     learnt.save(tmp_path / "located")
-    loaded = ddvi.Inference.load(tmp_path / "located", Located(), noise)
+    other = Located()
+    with torch.no_grad():
+        other.location += 1.0
+    loaded = ddvi.Inference.load(tmp_path / "located", other, noise)
     assert torch.equal(loaded.prior.location, learnt.prior.location)
+    assert torch.equal(loaded.posterior(x).sample(seed=1), learnt.posterior(x).sample(seed=1)), (
+        "whatever the given one was before"
+    )
 
 
 class Fussy:

@@ -178,6 +178,11 @@ def test_wake_sleep_is_one_bound_on_data_and_sleep_steps_on_fantasies(name, leve
         assert not touches(update.loss, model.likelihood), "fantasies carry no gradient to the decoder"
 
 
+def test_sleep_without_weight_is_none():
+    """Adam would go on by its momentum."""
+    assert len(losses(WakeSleep(sleep_steps=3, sleep_weight=0), make_model("gaussian"), make_batch())) == 1
+
+
 def test_the_updates_of_a_step_see_those_before():
     model, batch = make_model("gaussian"), make_batch()
     updates = WakeSleep(sleep_steps=1).updates(model, batch)

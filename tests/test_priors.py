@@ -18,6 +18,7 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, N
 from ddvi.catalogue import PRIORS
 from ddvi.errors import InputError
 from ddvi.priors import DistributionPrior, Prior, as_prior, make_prior, structured
+from ddvi.priors.base import moments
 from ddvi.randomness import generator
 
 WIDTH = {"pinwheel": 0.03, "swiss_roll": 0.05, "less_noisy_square": 0.06}
@@ -385,6 +386,14 @@ class Shifted(nn.Module):
 
     def log_prob(self, z) -> Tensor:
         return Independent(Normal(self.mean, 1.0), 1).log_prob(z)
+
+
+def test_what_is_said_of_a_learnable_prior_isnt_learnt_from() -> None:
+    class Attached(Shifted):
+        def sample(self, sample_shape) -> Tensor:
+            return self.mean + torch.randn(*sample_shape, 2)
+
+    assert not [part for part in moments(as_prior(Attached())) if part.requires_grad]
 
 
 def test_a_torch_distribution_becomes_a_prior() -> None:

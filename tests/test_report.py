@@ -270,6 +270,19 @@ def test_what_is_no_run_is_refused(names: list[str], sentence: str, hostile: Pat
         runs.report([hostile.parent / name for name in names])
 
 
+def test_nothing_is_drawn_of_other_data_than_was_trained_on(tmp_path: Path) -> None:
+    from ddvi import tables
+
+    random, path = np.random.default_rng(0), tmp_path / "own.npz"
+    np.savez(path, x=random.normal(size=(60, 4)))
+    runs.train(resolve(str(path), "vae", "gaussian", SMALL | {"out": tmp_path / "run", "report": False}))
+    np.savez(path, x=random.normal(size=(60, 4)))
+    for draw in (lambda: runs.report([tmp_path / "run"]), lambda: tables.draw(tmp_path)):
+        with pytest.raises(InputError, match="SHA-256 differs"):
+            draw()
+    assert not list(tmp_path.rglob("own.png"))
+
+
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(hostile: Path, tmp_path: Path) -> None:
     for output in (tmp_path, tmp_path / "missing/page.html"):
         with pytest.raises(InputError, match="give the file's own path"):

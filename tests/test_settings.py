@@ -45,6 +45,11 @@ def test_seed_names_are_accepted(alias: str) -> None:
         (("nothing.npz", "vae", "pinwheel"), {}, "no file"),
         ((__file__, "vae", "pinwheel"), {"preset": "paper"}, "not for a file"),
         (("mnist_semi", "vae_semi", "less_noisy_square"), {"latent_size": "3"}, "in the plane only"),
+        (
+            ("mnist", "ddvi", "pinwheel"),
+            {"guidance": "1", "noise": "learned", "prior_denoiser": "false"},
+            "take noise=learned away",
+        ),
         (("mnist", "aae", "pinwheel"), {"laplace": "2"}, "aae has none; leave it out"),
         (("mnist", "ddvi", "pinwheel"), {"laplace": "2", "guidance": "1"}, "^guidance=1 .*; give one of them"),
         (("mnist", "ddvi", "pinwheel"), {"laplace": "2", "warmup": "1"}, "^warmup=1 .*; give one of them"),
@@ -126,6 +131,8 @@ def test_every_objective_says_what_it_reads() -> None:
     asleep = {"fantasies": "2", "sleep_levels": "1"}
     assert idle(resolve("mnist", "vae", "pinwheel", asleep), asleep) == ["fantasies", "sleep_levels"]
     assert not idle(resolve("mnist", "vae", "pinwheel", asleep | {"sleep_weight": "1"}), asleep)
+    steps = {"objective": "wake_sleep", "sleep_steps": "0"}
+    assert idle(resolve("mnist", "vae", "pinwheel", asleep | steps), asleep) == ["fantasies", "sleep_levels"]
     weighed = asleep | {"sleep_weight": "0"}
     for objective in ("reweighted_wake_sleep", "marginal_likelihood"):
         resolved = resolve("mnist", "ddvi", "pinwheel", weighed | {"objective": objective})
@@ -139,6 +146,28 @@ def test_what_another_posterior_reads_is_without_effect() -> None:
     assert "steps" not in idle(resolve("mnist", "ddvi", "pinwheel", given), given)
     given = {"laplace": "1", "prior_denoiser": "true"}
     assert idle(resolve("mnist", "ddvi", "pinwheel", given), given) == ["prior_denoiser"]
+
+
+@pytest.mark.parametrize(
+    ("given", "needed"),
+    [
+        ({"classifier_weight": "2", "n_labels": "5", "label_rate": "0.5", "label_temperature": "2"}, None),
+        ({"warmup_kl_weight": "2"}, {"warmup": "1"}),
+        ({"variance_weight": "1"}, {"samples": "2"}),
+        ({"prior_denoiser": "true"}, {"latent_size": "2"}),
+        ({"sleep_steps": "2"}, {"objective": "wake_sleep"}),
+    ],
+)
+def test_what_isnt_read_is_said(given: dict[str, str], needed: dict[str, str] | None) -> None:
+    without = {"samples": "1", "latent_size": "3", "objective": "wake_sleep", "sleep_weight": "0"}
+    if "variance_weight" in given:
+        without |= {"objective": "importance_weighted"}
+    assert idle(resolve("mnist", "ddvi", "pinwheel", without | given), given) == sorted(given)
+    if needed is None:
+        settings = resolve("mnist_semi", "ddvi_semi", "pinwheel", given)
+    else:
+        settings = resolve("mnist", "ddvi", "pinwheel", without | given | needed | {"sleep_weight": "1"})
+    assert not idle(settings, given)
 
 
 @pytest.mark.parametrize("method", METHODS)

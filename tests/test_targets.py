@@ -168,6 +168,12 @@ def test_systematic_resampling_gives_each_candidate_its_share():
     assert effective_share(weight.log()).tolist() == pytest.approx([1 / 0.345 / 4, 1.0])
 
 
+def test_what_has_no_weight_isnt_resampled(monkeypatch):
+    monkeypatch.setattr(torch, "rand", torch.zeros)
+    weight = torch.tensor([[0.0, 1.0, 1.0], [1.0, 1.0, 0.0]]).T
+    assert resample(weight.log(), 1).tolist() == [[1, 0]]
+
+
 def test_every_one_of_those_resampled_is_a_fair_draw():
     weight = torch.tensor([0.1, 0.5, 0.15, 0.25])
     chosen = resample(weight.log()[:, None].expand(-1, 40_000), 3)

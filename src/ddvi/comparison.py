@@ -146,8 +146,7 @@ def command(run: Run) -> str:
     settings = run.settings
     dataset = settings.full_dataset if settings.dataset in DATASETS else settings.dataset
     given = deviations(settings) | {"seed": as_text(settings.seed)}
-    for name in ("evaluation", "precision"):
-        if (value := getattr(settings, name)) != FIELDS[name].default:
-            given[name] = as_text(value)
+    if settings.evaluation != FIELDS["evaluation"].default:
+        given["evaluation"] = as_text(settings.evaluation)
     words = [dataset, settings.full_method, settings.prior, *(f"{name}={value}" for name, value in given.items())]
     return shlex.join(["ddvi", "train", *words])

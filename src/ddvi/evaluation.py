@@ -155,14 +155,13 @@ def _bounds(model: LatentVariableModel, x: Tensor, effort: Effort, tell: Callabl
     elbo = torch.cat([model.log_weights(part, effort.elbo_draws).double().mean(0) for part in x.split(at_once)])
     tell("importance-weighted bound")
     chosen = x[_permutation(x)[: effort.iw_examples]]
-    draws = _draws_each(model, effort.iw_draws)
-    bound = importance_weighted_bound(model, chosen, draws)
+    bound = importance_weighted_bound(model, chosen, effort.iw_draws)
     return {
         **_mean_and_error("elbo", elbo),
         "_elbo": elbo,
         "elbo_draws": effort.elbo_draws,
         **_mean_and_error("iw_bound", bound),
-        "iw_bound_draws": draws,
+        "iw_bound_draws": effort.iw_draws,
         "iw_bound_examples": len(chosen),
     }
 
@@ -172,15 +171,15 @@ def _permutation(x: Tensor) -> Tensor:
     return torch.randperm(len(x), generator=generator(_FIXED_SEED, "permutation")).to(x.device)
 
 
-def _draws_each(model: LatentVariableModel, draws: int) -> int:
-    """Of so many draws in all those for each label."""
-    return max(1, draws // model.summed)
-
-
 def importance_weighted_bound(model: LatentVariableModel, x: Tensor, draws: int) -> Tensor:
-    """log 1/K Σ_k w_k of each x (N, *event): (N,), in pieces that fit into memory."""
-    at_once = max(1, _DRAWS_AT_ONCE // (draws * model.summed))
-    return torch.cat([model.importance_weighted_bound(part, draws).double() for part in x.split(at_once)])
+    """log 1/K Σ_k w_k of each x (N, *event): (N,), K for each label, in pieces that fit into memory."""
+    most = max(1, _DRAWS_AT_ONCE // model.summed)
+    counts = [min(most, draws - done) for done in range(0, draws, most)]
+    bounds = []
+    for part in x.split(max(1, most // draws)):
+        pieces = [model.importance_weighted_bound(part, n).double() + math.log(n / draws) for n in counts]
+        bounds.append(torch.stack(pieces).logsumexp(0))
+    return torch.cat(bounds)
 
 
 def _log_likelihood(
@@ -207,11 +206,10 @@ def _log_likelihood(
         return {}
     tell("importance-weighted bound in the place of the log-likelihood")
     chosen = x[_permutation(x)[: effort.stand_in_examples]]
-    draws = _draws_each(model, effort.stand_in_draws)
-    bound = importance_weighted_bound(model, chosen, draws)
+    bound = importance_weighted_bound(model, chosen, effort.stand_in_draws)
     return {
         **_mean_and_error("log_likelihood_iw", bound),
-        "log_likelihood_iw_draws": draws,
+        "log_likelihood_iw_draws": effort.stand_in_draws,
         "log_likelihood_iw_examples": len(chosen),
         "_log_likelihood": bound,
     }

@@ -70,7 +70,8 @@ class Inference:
 
     Args:
         prior: p(z): an object with `sample` and `log_prob`, such as a torch distribution, a `ddvi.Product` or a
-            `ddvi.Prior`, a module that learns among them; None where `fit_simulations` gets pairs of the whole model.
+            `ddvi.Prior`, a module that learns among them, of which no denoiser is made; None where `fit_simulations`
+            gets pairs of the whole model.
         likelihood: p(x | z): a module or function from latents (*, *latent) to a torch distribution of batch shape (*),
             or to draws of x if there is no density; or an object with `log_prob(x, z)` and `sample(z)`.
         posterior: a method's name (`ddvi list`), a `Posterior` over unconstrained latents, or a function
@@ -366,7 +367,8 @@ class Inference:
     def _build(self, x: Tensor | None) -> LatentVariableModel:
         """A fresh model; its constants are those of x (N, *event), or will be loaded."""
         settings, shape = self.settings, self._event_shape
-        if self.prior is None:
+        learns = isinstance(self.prior, nn.Module) and any(p.requires_grad for p in self.prior.parameters())
+        if self.prior is None or learns:  # a table of what it was at first would mislead
             settings = dataclasses.replace(settings, prior_denoiser=False)
         encoder = self.encoder or default_encoder(shape, self._counts, settings, x)
         model = build(self.prior, self.likelihood, self._given, encoder, self.bijection, shape, settings)

@@ -13,6 +13,7 @@ _ROWS_AT_ONCE = 100  # of a table of distances: what stays in a processor's cach
 _ENTRIES_AT_ONCE = 2_000_000  # and what bounds its memory
 KERNEL_BANDWIDTHS = (0.05, 0.1, 0.3, 0.5, 0.8)
 MMD_SCALES = (2, 5, 10, 20, 40, 80)
+_BINS = 15  # of confidence
 
 
 def latent_nll(z: Tensor, prior_draws: Tensor) -> dict[str, float]:
@@ -38,11 +39,11 @@ def latent_nll(z: Tensor, prior_draws: Tensor) -> dict[str, float]:
     }
 
 
-def calibration_error(confidence: Tensor, right: Tensor, bins: int = 15) -> float:
-    """Expected calibration error: Σ_bins share · |accuracy − mean confidence|, equal widths (Guo et al. 2017)."""
-    bin_of = (confidence * bins).long().clamp_max(bins - 1)
-    size = torch.bincount(bin_of, minlength=bins).double()
-    excess = torch.bincount(bin_of, weights=confidence.double() - right.double(), minlength=bins)
+def calibration_error(confidence: Tensor, right: Tensor) -> float:
+    """Expected calibration error: Σ_bins share · |accuracy − mean confidence|, 15 equal widths (Guo et al. 2017)."""
+    bin_of = (confidence * _BINS).long().clamp_max(_BINS - 1)
+    size = torch.bincount(bin_of, minlength=_BINS).double()
+    excess = torch.bincount(bin_of, weights=confidence.double() - right.double(), minlength=_BINS)
     return float(excess.abs().sum() / size.sum())
 
 

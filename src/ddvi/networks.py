@@ -14,6 +14,8 @@ from ddvi.errors import InputError
 from ddvi.fusing import fusible
 from ddvi.randomness import draw
 
+_CHANNELS = (16, 32, 64, 128)  # of convolutions, from the image on
+
 
 class Given(nn.Module):
     """An encoder that is shown features (B, out_features) instead of observations."""
@@ -41,13 +43,11 @@ class Linear(nn.Linear):
         return nn.functional.linear(input, self.weight).add_(self.bias)
 
 
-def mlp(
-    features: int, hidden: tuple[int, ...], out: int | None = None, dropout: float = 0.0, slope: float = 0.01
-) -> nn.Sequential:
+def mlp(features: int, hidden: tuple[int, ...], out: int | None = None, dropout: float = 0.0) -> nn.Sequential:
     """Fully connected leaky-ReLU layers, and a linear one at the end where `out` is given."""
     layers: list[nn.Module] = []
     for size in hidden:
-        layers += [Linear(features, size), nn.LeakyReLU(slope, inplace=True)]
+        layers += [Linear(features, size), nn.LeakyReLU(inplace=True)]
         if dropout > 0:
             layers.append(Dropout(dropout))
         features = size
@@ -157,19 +157,17 @@ class ConvolutionalEncoder(nn.Module):
     must not depend on what else is in the batch, nor a bound on the running statistics of fantasies.
     """
 
-    def __init__(
-        self, event_shape: torch.Size, hidden_size: int, channels: tuple[int, ...] = (16, 32, 64, 128)
-    ) -> None:
+    def __init__(self, event_shape: torch.Size, hidden_size: int) -> None:
         super().__init__()
         depth, height, width = _image_shape(event_shape)
         self.out_features = hidden_size
         layers: list[nn.Module] = []
-        for index, size in enumerate(channels):
+        for index, size in enumerate(_CHANNELS):
             stride = 1 if index == 0 else 2
             layers += [nn.Conv2d(depth, size, 3, stride, 1), nn.GroupNorm(8, size), nn.LeakyReLU(inplace=True)]
             depth = size
         self.convolutions: nn.Sequential = nn.Sequential(*layers)
-        self.dense: nn.Sequential = mlp(channels[-1] * (height // 8) * (width // 8), (hidden_size,))
+        self.dense: nn.Sequential = mlp(depth * (height // 8) * (width // 8), (hidden_size,))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.dense(self.convolutions(x).flatten(1))
@@ -178,16 +176,11 @@ class ConvolutionalEncoder(nn.Module):
 class ConvolutionalDecoder(nn.Module):
     """Latent (*, D) to one parameter per pixel value (*, channels, height, width): four transposed convolutions."""
 
-    def __init__(
-        self,
-        latent_size: int,
-        event_shape: torch.Size,
-        hidden_size: int,
-        channels: tuple[int, ...] = (128, 64, 32, 16),
-    ) -> None:
+    def __init__(self, latent_size: int, event_shape: torch.Size, hidden_size: int) -> None:
         super().__init__()
         self.event_shape = event_shape
         depth, height, width = _image_shape(event_shape)
+        channels = _CHANNELS[::-1]
         self.dense: nn.Sequential = mlp(latent_size, (hidden_size, channels[0] * (height // 8) * (width // 8)))
         self.unflatten: nn.Unflatten = nn.Unflatten(-1, (channels[0], height // 8, width // 8))
         layers: list[nn.Module] = []

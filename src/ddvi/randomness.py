@@ -272,7 +272,14 @@ def resample(log_weight: Tensor, count: int) -> Tensor:
     reached = weight.cumsum(-1)
     options = {"dtype": reached.dtype, "device": reached.device}
     points = (torch.arange(count, **options)[:, None] / count + draw(torch.rand, (1, batch), -1, **options)) % 1
-    return torch.searchsorted(reached, points.T.contiguous() * reached[:, -1:]).T.clamp(max=candidates - 1)
+    # Above 0, where one without weight may be the first.
+    points = (points.T.contiguous() * reached[:, -1:]).clamp_min(torch.finfo(reached.dtype).tiny)
+    return torch.searchsorted(reached, points).T.clamp(max=candidates - 1)
+
+
+def taken(values: Tensor, chosen: Tensor) -> Tensor:
+    """Of values (C, B, F) the chosen ones (count, B) of each column: (count, B, F)."""
+    return values.gather(0, chosen.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
 
 
 def choose(log_weight: Tensor) -> Tensor:

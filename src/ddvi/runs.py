@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from ddvi.objectives.base import Labelled
     from ddvi.training import Listener, Trainer
 
+    Loaded = dict[tuple[Any, ...], Dataset]
+    """Data sets by where they come from."""
+
 FREE_ON_EVALUATION = {"evaluation", "device", "threads", "data_root", "report"}
 """Settings that `evaluate_run` may change."""
 
@@ -333,21 +336,40 @@ def report(paths: Sequence[Path], output: Path | None = None, data_root: str | N
     check_file(output)
     for run in found:
         folders.check_trained(run.folder)
-    from ddvi import data, report
+    from ddvi import report
 
-    loaded: dict[tuple[Any, ...], Dataset] = {}
+    loaded: Loaded = {}
     gathered = []
     for run in found:
-        settings, _, model = load_run(run.folder)
-        place = settings.data_root if data_root is None else data_root
-        source = (settings.dataset, place or None, settings.seed, settings.limit or None)
-        if source not in loaded:
-            loaded[source] = data.load(*source)
-        folders.check_same_data(run.folder, loaded[source].fingerprint)
+        settings, model, shown = load_with_data(run.folder, data_root, loaded)
         with arithmetic(settings):
-            gathered.append(report.gather(run, model, measured(settings, loaded[source])))
+            gathered.append(report.gather(run, model, shown))
     report.write(found, gathered, output)
     return output
+
+
+def load_with_data(
+    folder: Path, data_root: str | None, loaded: Loaded
+) -> tuple[Settings, LatentVariableModel, Dataset]:
+    """Settings and trained model of a run folder, and the data with what it is measured on as the test part.
+
+    Args:
+        folder: of the run.
+        data_root: where the data is; None is where the run found it.
+        loaded: data read before, to which this is added.
+
+    Raises:
+        InputError: the folder holds no trained run, the data can't be read, or it isn't the run's.
+    """
+    from ddvi import data
+
+    settings, _, model = load_run(folder)
+    place = settings.data_root if data_root is None else data_root
+    source = (settings.dataset, place or None, settings.seed, settings.limit or None)
+    if source not in loaded:
+        loaded[source] = data.load(*source)
+    folders.check_same_data(folder, loaded[source].fingerprint)
+    return settings, model, measured(settings, loaded[source])
 
 
 def measured(settings: Settings, dataset: Dataset) -> Dataset:

@@ -41,6 +41,11 @@ OBJECTIVE_SETTINGS: dict[str, tuple[str, ...]] = {
     "adversarial": ("adversarial_weight",),
 }
 """What each objective reads of the settings that are an objective's."""
+LABEL_SETTINGS = (
+    *("n_labels", "label_temperature", "classifier_weight"),
+    *("agreement_weight", "agreement_radius", "information_weight"),
+)
+"""What is read by any objective where labels are learnt from."""
 DATASET_ALIASES = {"cifar10": "cifar"}
 SEMI = "_semi"
 N_LABELS = {"mnist": 1000, "fashion_mnist": 1000, "cifar": 10_000, "digits": 100}
@@ -403,12 +408,21 @@ _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 
 def idle(settings: Settings, given: Iterable[str]) -> list[str]:
-    """Of the settings that a user gave, those of an objective or a posterior that isn't the run's: without effect."""
-    owned = [*OBJECTIVE_SETTINGS.values(), *(method.reads for method in METHODS.values())]
+    """Of the settings that a user gave, those of what the run hasn't got, another objective for one: without effect."""
+    owned = [*OBJECTIVE_SETTINGS.values(), *(method.reads for method in METHODS.values()), LABEL_SETTINGS]
+    owned.append(("warmup_kl_weight",))
     read = {*OBJECTIVE_SETTINGS[settings.objective], *METHODS[settings.method].reads}
-    if settings.laplace:
-        read -= {"prior_denoiser"}  # the chain draws in other coordinates
+    read = read | {*LABEL_SETTINGS} if settings.semi_supervised else read - {"label_rate"}
+    if settings.warmup:
+        read |= {"warmup_kl_weight"}
+    if settings.laplace or settings.latent_size != 2:
+        read -= {"prior_denoiser"}  # the chain draws in other coordinates, or has no table
+    if settings.samples == 1:
+        read -= {"variance_weight"}
+    if settings.objective == "wake_sleep" and not settings.sleep_steps:
+        read -= {*_SLEEP}
     if not settings.sleep_weight:
+        read -= {"sleep_steps"}
         resamples = settings.objective in ("reweighted_wake_sleep", "marginal_likelihood")  # whose latents have levels
         read -= {"fantasies"} if resamples else {"fantasies", "sleep_levels"}
     return sorted({name for names in owned for name in names}.intersection(given) - read)
@@ -456,6 +470,8 @@ def _check_together(settings: Settings) -> None:
         raise InputError(
             f"guidance={settings.guidance} gives the last step a full covariance; take covariance=diagonal away"
         )
+    if settings.guidance and settings.noise == "learned":
+        raise InputError(f"guidance={settings.guidance} is for fixed levels of noise; take noise=learned away")
     if settings.laplace:
         if "laplace" not in method.reads:
             raise InputError(

@@ -327,7 +327,7 @@ def draw(root: Path, output: Path | None = None, data_root: str | None = None) -
     Raises:
         InputError: as `find`, or the data can't be read.
     """
-    from ddvi import data, evaluation, figures, runs
+    from ddvi import evaluation, figures, runs
     from ddvi.randomness import generator
 
     output = Path(output or Path(root) / FOLDER)
@@ -339,7 +339,7 @@ def draw(root: Path, output: Path | None = None, data_root: str | None = None) -
         columns = list(dict.fromkeys(row for rows in tables.values() for row in rows))
         titles, _ = labels(columns)
         pictures: list[list[tuple[str, Any, Any] | None]] = []
-        loaded: dict[tuple[Any, ...], Any] = {}
+        loaded: runs.Loaded = {}
         for rows in tables.values():
             panels: list[tuple[str, Any, Any] | None] = []
             prior_z = None
@@ -347,12 +347,9 @@ def draw(root: Path, output: Path | None = None, data_root: str | None = None) -
                 if column not in rows:
                     panels.append(None)
                     continue
-                settings, _, model = runs.load_run(next(iter(rows[column].values())).folder)
-                place = settings.data_root if data_root is None else data_root
-                source = (settings.dataset, place or None, settings.seed, settings.limit or None)
-                if source not in loaded:
-                    loaded[source] = data.load(*source)
-                shown = runs.measured(settings, loaded[source])
+                settings, model, shown = runs.load_with_data(
+                    next(iter(rows[column].values())).folder, data_root, loaded
+                )
                 y = None if shown.test_y is None else shown.test_y[:_POINTS]
                 with runs.arithmetic(settings):
                     x = evaluation.prepared(model.preprocessing, shown.test_x[:_POINTS])

@@ -25,7 +25,7 @@ class PriorDraws(NamedTuple):
     label: Tensor | None
     """(S,), or None in a model without labels."""
     every_log_weight: Tensor
-    """log( p_θ(x | z_s) / S ), (S, B), whose sum over s estimates p_θ(x)."""
+    """log( p_θ(x | z_s) / S ), (S, B), whose sum over s estimates p_θ(x); of a prior that learns with its gradient."""
     parts: int
     """C, whose draws follow each other in turn; 0 in a model without labels."""
 
@@ -41,6 +41,9 @@ class PriorDraws(NamedTuple):
             with torch.no_grad():
                 z = model.prior.sample((samples,), label=label)
             log_likelihood = model.likelihood.pairwise_log_prob(x, z)
+            if any(parameter.requires_grad for parameter in model.prior.parameters()):
+                log_prior = model.prior.log_prob(z, label)
+                log_likelihood = log_likelihood + (log_prior - log_prior.detach())
         return cls(z, label, log_likelihood.T - log(samples), parts)
 
     def log_weight(self, label: Tensor | None = None) -> Tensor:

@@ -28,7 +28,7 @@ from ddvi.errors import InputError
 from ddvi.model import LatentVariableModel
 from ddvi.objectives.base import Batch, Objective, Update, check_least
 from ddvi.posteriors.base import Conditional
-from ddvi.randomness import draw, resample
+from ddvi.randomness import draw, resample, taken
 
 _EXPONENTS = 97  # from 1e-4 to 1, in steps of a tenth
 
@@ -122,8 +122,7 @@ class Reweighted(Objective):
         full = proposals.log_weight()
         exponent = self._exponent(proposals)
         chosen = resample(proposals.log_weight(exponent), self.resampled)
-        z = proposals.z.gather(0, chosen.unsqueeze(-1).expand(-1, -1, proposals.z.shape[-1]))
-        loss = -conditional.log_bound(z, self.levels).mean(0)
+        loss = -conditional.log_bound(taken(proposals.z, chosen), self.levels).mean(0)
         terms = {
             "wake": loss,
             "log_evidence": full.logsumexp(0) - math.log(self.samples),

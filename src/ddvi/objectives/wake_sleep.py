@@ -21,7 +21,7 @@ from ddvi.objectives.elbo import ELBO, bound_terms, cross_entropy, damped
 from ddvi.objectives.log_variance import robust_log_variance
 from ddvi.objectives.prior_draws import PriorDraws
 from ddvi.objectives.sleep import Dreaming, sleep_loss
-from ddvi.randomness import choose, resample
+from ddvi.randomness import choose, resample, taken
 
 
 @final
@@ -77,7 +77,7 @@ class WakeSleep(DataObjective):
 
     def updates(self, model: LatentVariableModel, batch: Batch) -> Iterator[Update]:
         yield from super().updates(model, batch)
-        if not self.sleep_steps:
+        if not (self.sleep_steps and self.sleep_weight):
             return
         # The decoder rests meanwhile, so that one pass of it makes the fantasies of all steps.
         size = self.fantasies * len(batch.x)
@@ -192,16 +192,10 @@ class ReweightedWakeSleep(Dreaming):
         if broad is not None:
             z = torch.cat([z, broad.z[:, None].expand(-1, *z.shape[1:])])
             log_weight = torch.cat([log_weight - math.log(self.samples), broad.log_weight(label)])
-        chosen = resample(log_weight, self.resampled)
-        return z.gather(0, chosen[..., None].expand(-1, -1, z.shape[-1]))
-
-
-def _take(values: Tensor, chosen: Tensor) -> Tensor:
-    """Of values (N, B, F) the chosen one (B,) of each column: (B, F)."""
-    return values.gather(0, chosen[None, :, None].expand(1, -1, values.shape[-1]))[0]
+        return taken(z, resample(log_weight, self.resampled))
 
 
 def _told(view: View, label: Tensor) -> View:
     """A view that sums over labels, told one for each example (B,)."""
     assert view.log_label is not None
-    return View(_take(view.features, label), label, view.log_label.gather(0, label[None])[0])
+    return View(taken(view.features, label[None])[0], label, view.log_label.gather(0, label[None])[0])

@@ -59,7 +59,7 @@ class LikelihoodCurvature:
 
         Args:
             z: (*, D).
-            width: of the differences, broadcastable to z.
+            width: of the differences, () or (1,).
             statistics: T(x), broadcastable to (*, F).
             units: λ, broadcastable to z; None is 1.
         """

@@ -332,6 +332,8 @@ class DiffusionPosterior(Posterior):
         check_name("weighting of levels", level_weights, ("bound", "plain"))
         if guidance and covariance == "diagonal":
             raise InputError("guidance gives the last step a full covariance; use covariance=full, or no guidance")
+        if guidance and noise == "learned":  # whose gradient would reach the decoder where latents are held fixed
+            raise InputError("guidance is for fixed levels of noise; use another noise than learned, or no guidance")
         self.guidance = guidance
         self.noise: NoisingProcess = NoisingProcess(steps, noise)
         self.register_buffer("first", torch.arange(steps) == 0, persistent=False)

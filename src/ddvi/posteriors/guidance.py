@@ -51,7 +51,7 @@ class Guidance:
         return self.curvature.likelihood
 
     def __call__(self, center: Tensor, scale: Tensor, statistics: Tensor) -> FullGaussian:
-        """The approximation for c (*, B, D), s broadcastable to it, and T(x) broadcastable to (*, B, F)."""
+        """The approximation for c (*, B, D), s () or (1,), and T(x) broadcastable to (*, B, F)."""
         wanted = torch.is_grad_enabled() and center.requires_grad
         with torch.set_grad_enabled(wanted), at_rest(self.likelihood):
             gaussian = self._step(center, center, scale, statistics)

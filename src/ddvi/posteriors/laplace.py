@@ -208,7 +208,8 @@ class LaplacePosterior(AffinePosterior):
     m and L are found anew for each x by `Laplace`, from a guess v_0(x) of the base's encoder; labels share them. At
     initialisation u is standard Gaussian, where the base is a Gaussian or a chain, and z Laplace's approximation.
     As m and L aren't differentiated, no bound teaches v_0. It learns where Newton's method ends: beside any score of a
-    draw and any bound of a z there is D (√(1 + |L⁻¹(v_0 − m)|²/D) − 1) to be learnt from, with value 0. Paths
+    draw and any bound of a z there is D (√(1 + |L⁻¹(v_0 − m)|²/D) − 1) to be learnt from, with value 0. Alone the
+    log-variance loss, whose draws are held fixed, teaches no v_0. Paths
     (1 + auxiliaries, *sample_shape, B, D) lie in the space of z.
 
     Args:

@@ -14,6 +14,7 @@ from ddvi.randomness import generator
 
 _Levels = tuple[tuple[float, float], ...]
 """α and σ of t = 1 … T."""
+_BOXES = 64  # along each side, in which there are draws or not
 
 
 class Tables(NamedTuple):
@@ -84,13 +85,13 @@ def _interpolated(table: Tensor, position: Tensor) -> Tensor:
     return found.flatten(2).transpose(1, 2)
 
 
+@torch.no_grad()
 def _made(prior: Prior, levels: _Levels, cells: int, nodes: int) -> tuple[Tensor, float]:
     """The table as T pictures of two channels whose rows are the second coordinate, the form that `grid_sample` reads,
     and how far it reaches."""
     draws = prior.sample((10_000,), generator=generator(0, "extent"))
     extent = float(draws.abs().max()) * 1.1 + 0.5
-    with torch.no_grad():
-        table = _tabulate(_density(prior, draws, extent, nodes), levels, extent, cells)
+    table = _tabulate(_density(prior, draws, extent, nodes), levels, extent, cells)
     return table.permute(0, 3, 2, 1).contiguous().to(torch.get_default_dtype()), extent
 
 
@@ -104,10 +105,10 @@ def _remade(
         return _made(kind(*arguments), levels, cells, nodes)
 
 
-def _density(prior: Prior, draws: Tensor, extent: float, nodes: int, boxes: int = 64) -> Tensor:
+def _density(prior: Prior, draws: Tensor, extent: float, nodes: int) -> Tensor:
     """p(z) up to a factor on a grid (nodes, nodes) over [−extent, extent]²; only near draws (N, 2) is it asked for."""
-    box = ((draws / extent + 1) * (0.5 * boxes)).long().clamp(0, boxes - 1)
-    near = torch.zeros(1, 1, boxes, boxes)
+    box = ((draws / extent + 1) * (0.5 * _BOXES)).long().clamp(0, _BOXES - 1)
+    near = torch.zeros(1, 1, _BOXES, _BOXES)
     near[0, 0, box[:, 0], box[:, 1]] = 1
     near = nn.functional.interpolate(nn.functional.max_pool2d(near, 9, 1, 4), size=(nodes, nodes))[0, 0] > 0
     axis = torch.linspace(-extent, extent, nodes)

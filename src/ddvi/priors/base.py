@@ -15,6 +15,7 @@ from ddvi.randomness import generator
 _DRAWS = 10_000
 
 
+@torch.no_grad()
 def moments(prior: Prior) -> tuple[Tensor, Tensor]:
     """A prior's mean and standard deviations, (D,) each, by 10,000 draws that are the same each time."""
     draws = prior.sample((_DRAWS,), generator=generator(0, "spread"))
