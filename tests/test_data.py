@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 
 from ddvi import data
@@ -470,6 +471,15 @@ def test_the_names_in_a_npz_file(tmp_path: Path, names: tuple[str, str]) -> None
     dataset = load(own(tmp_path, **{names[0]: table(), names[1]: np.arange(40) % 2, "other": np.zeros(3)}))
     assert dataset.classes == ("0", "1")
     assert len(dataset.train_x) == 36
+
+
+@pytest.mark.parametrize("kind", [scipy.sparse.csr_matrix, scipy.sparse.csc_array, scipy.sparse.coo_array])
+def test_a_sparse_matrix_of_scipys_is_x(tmp_path: Path, kind: Any) -> None:
+    x = np.random.default_rng(0).poisson(0.3, (40, 5))
+    scipy.sparse.save_npz(tmp_path / "own.npz", kind(x))
+    dataset = load(str(tmp_path / "own.npz"))
+    assert dataset.train_x.dtype == torch.int64
+    assert rows(torch.cat([dataset.train_x, dataset.test_x])) == rows(torch.from_numpy(x))
 
 
 def test_given_parts_are_kept(tmp_path: Path) -> None:

@@ -561,7 +561,11 @@ MISTAKES = {
     ),
     "objective": (lambda: ddvi.Inference(prior(), likelihood, "vae", "sleep"), "unknown objective 'sleep'"),
     "setting": (lambda: ddvi.Inference(prior(), likelihood, step=3), "did you mean 'steps'"),
-    "another's setting": (lambda: ddvi.Inference(prior(), likelihood, "vae", steps=3), "unknown setting"),
+    "another's setting": (
+        lambda: ddvi.Inference(prior(), likelihood, "vae", steps=3),
+        "steps is a setting that vae by elbo can't take here; choose from compile, ",
+    ),
+    "how to train": (lambda: ddvi.Inference(prior(), likelihood, "vae", lr=3), "can't take here; say it in training"),
     "encoder": (lambda: ddvi.Inference(prior(), likelihood, encoder=nn.ReLU()), "has no out_features"),
     "two encoders": (
         lambda: ddvi.Inference(

@@ -19,6 +19,7 @@ from ddvi.catalogue import MEASURES
 from ddvi.errors import InputError
 from ddvi.settings import Settings, resolve
 from ddvi.training import Trainer
+from listeners import Messages
 
 FILES = {
     "config.yaml",
@@ -336,6 +337,29 @@ def test_a_run_learns_how_much_counts_vary(tmp_path: Path, measures: list[bool])
     np.save(tmp_path / "counts.npy", reals)
     with pytest.raises(InputError, match="likelihood=negative_binomial needs whole numbers"):
         runs.train(resolve(str(tmp_path / "counts.npy"), "vae", "gaussian", values | {"out": tmp_path / "other"}))
+
+
+def test_categories_by_the_million_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "counts.npy", np.arange(40).reshape(20, 2) * 10**6)
+    values = {"out": tmp_path / "run", "likelihood": "categorical"}
+    with pytest.raises(InputError, match=r"78,000,002 outputs, .* use likelihood=poisson"):
+        runs.train(resolve(str(tmp_path / "counts.npy"), "vae", "gaussian", values))
+
+
+def test_starting_anew_is_said_when_it_is_done(tmp_path: Path) -> None:
+    path, said = tmp_path / "own.npy", Messages()
+    np.save(path, np.random.default_rng(0).normal(size=(30, 3)))
+    values = {"out": tmp_path / "run", "epochs": 1, "evaluation": "quick", "report": False, "overwrite": True}
+    runs.train(resolve(str(path), "vae", "gaussian", values), said)
+    assert not [text for text in said.told if "anew" in text]
+    path.write_bytes(b"nothing")
+    with pytest.raises(InputError):
+        runs.train(resolve(str(path), "vae", "gaussian", values), said)
+    assert (tmp_path / "run" / "metrics.json").exists()
+    assert not [text for text in said.told if "anew" in text]
+    np.save(path, np.random.default_rng(1).normal(size=(30, 3)))
+    runs.train(resolve(str(path), "vae", "gaussian", values), said)
+    assert [text for text in said.told if "anew" in text] == [f"starting anew over the run in {tmp_path / 'run'}"]
 
 
 def test_other_data_under_the_same_name_is_refused(tmp_path: Path, measures: list[bool]) -> None:

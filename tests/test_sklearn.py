@@ -195,6 +195,7 @@ def test_unknown_labels_and_counts_are_read_as_pandas_holds_them(iris):
     X = pd.DataFrame(np.arange(180).reshape(60, 3) % 7)
     for y in (names, names.astype("string"), names.astype(object).where(names.notna(), np.nan)):
         assert list(make(epochs=1).fit(X, y).classes_) == ["a", "b"]
+    assert list(make(epochs=1).fit(X, names.fillna("").to_numpy(str)).classes_) == ["a", "b"]
     assert type(make(epochs=1).fit(X.astype("Int64")).model_.likelihood).__name__ == "PoissonLikelihood"
 
 

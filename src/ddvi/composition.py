@@ -31,6 +31,7 @@ from ddvi.schedule import Phase, Schedule
 from ddvi.settings import OBJECTIVE_SETTINGS, Settings
 
 _IMAGE_SCALE = 0.25  # about the standard deviation of pixels in [0, 1], where a learned scale starts
+_MOST_OUTPUTS = 1_000_000  # of a decoder, whose last layer has 2 GB then at width 500
 _UNEVEN = 2.0  # ratio of the prior's spreads from which on the posterior works in units of them
 
 
@@ -99,6 +100,11 @@ def observe(dataset: Dataset, settings: Settings) -> Observations:
         advice = "store them as integers, by x.astype('int64')" if whole else "use likelihood=auto"
         raise InputError(f"likelihood={name} needs whole numbers, but {dataset.name} holds {held}; {advice}")
     categories = int(high) + 1 if name == "categorical" else 0
+    if (outputs := x[0].numel() * categories) > _MOST_OUTPUTS:
+        raise InputError(
+            f"likelihood=categorical would take {outputs:,} outputs, a category of an entry each, as {span}, and"
+            f" at most {_MOST_OUTPUTS:,} are allowed; use likelihood=poisson, or number the categories 0, 1, 2, …"
+        )
     return Observations(**facts, likelihood=name, preprocessing="as_is", categories=categories, reason=reason)
 
 

@@ -250,6 +250,7 @@ def _idx_source(url: str, md5: str, folders: tuple[str, ...], classes: tuple[str
 
 
 _LARGEST_LOSS = 1e-3  # of a value to single precision, in standard deviations of its feature
+_SPARSE = {"format", "shape", "data"}  # what a file of `scipy.sparse.save_npz` always holds
 _CHANNELS = (1, 3, 4)  # grey, colour, and colour with transparency
 _SOURCES = {
     "mnist": _idx_source(
@@ -348,7 +349,9 @@ def _load_own(path: Path, seed: int) -> Dataset:
 
 
 def read_numpy(path: Path, fingerprint: dict[str, str]) -> dict[str, np.ndarray]:
-    """The arrays of a `.npz` file under the names x and y, or x_train and so on; a `.npy` file is x."""
+    """The arrays of a `.npz` file under the names x and y, or x_train and so on; a `.npy` file and scipy's are x."""
+    import scipy.sparse
+
     content, arrays, names = _contents(path, fingerprint), {}, []
     keys = {"data": "x", "X": "x", "labels": "y"}  # beside our own names, which come later and so win
     keys |= {key: key for key in ("x", "y", "x_train", "x_test", "y_train", "y_test")}
@@ -359,6 +362,8 @@ def read_numpy(path: Path, fingerprint: dict[str, str]) -> dict[str, np.ndarray]
         file = np.load(io.BytesIO(content), allow_pickle=False)
         file = {"x": file} if isinstance(file, np.ndarray) else file
         names = list(file)
+        if _SPARSE.issubset(names):
+            return {"x": scipy.sparse.load_npz(io.BytesIO(content)).toarray()}
         arrays = {keys[key]: file[key] for key in keys if key in names}
     except Exception as error:  # on damaged bytes numpy and zipfile raise a dozen kinds, TokenError among them
         reason = "holds Python objects" if "Object arrays" in str(error) else "is truncated or corrupt"
@@ -377,7 +382,7 @@ def check_values(what: str, x: np.ndarray) -> np.ndarray:
     if x.ndim == 4 and x.shape[3] in _CHANNELS and x.shape[1] not in _CHANNELS and x.shape[3] < min(x.shape[1:3]):
         _refuse(f"{what} has shape {x.shape}, N x height x width x channels: give x.transpose(0, 3, 1, 2)")
     if x.size == 0:
-        _refuse(f"{what} is empty (shape {x.shape}): give at least 2 examples of at least one value")
+        _refuse(f"{what} is empty (shape {x.shape}): give examples of at least one value each")
     bad = ~(np.abs(x) <= np.finfo(np.float32).max)
     if bad.any():
         first, *place = (int(i) for i in np.unravel_index(bad.argmax(), bad.shape))

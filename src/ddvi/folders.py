@@ -47,10 +47,9 @@ def plan(settings: Settings) -> Plan:
     """
     folder = settings.folder
     make_writable(folder)
-    ours = [name for name in (CONFIG, CHECKPOINT, WEIGHTS, METRICS, HISTORY) if (folder / name).exists()]
     if settings.overwrite:
-        return Plan("train", f"starting anew over the run in {folder}" if ours else "")
-    if not ours:
+        return Plan("train", "")
+    if not any((folder / name).exists() for name in (CONFIG, CHECKPOINT, WEIGHTS, METRICS, HISTORY)):
         return Plan("train", f"there is nothing to resume in {folder}: starting from the beginning" * settings.resume)
     stored = read_settings(folder)
     differing = [

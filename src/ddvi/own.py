@@ -28,13 +28,14 @@ from ddvi.posteriors.base import Posterior, PosteriorMaker
 from ddvi.preprocessing import Standardise
 from ddvi.priors import Prior, as_prior
 from ddvi.randomness import generator, seeded
-from ddvi.settings import OBJECTIVE_SETTINGS, Settings, resolve
+from ddvi.settings import FIELDS, OBJECTIVE_SETTINGS, Settings, resolve
 from ddvi.supports import Bijection, Unconstrained, section, sections
 
 ON_THE_EDGE = 1e-3
 """Share of simulated latents that may lie on the edge of their support."""
 _HIDDEN_SIZE = 128
 _NETWORK = ("hidden_size", "dropout")
+_OF_TRAINING = ("epochs", "batch_size", "lr")
 
 
 def settings_of(
@@ -58,6 +59,10 @@ def settings_of(
     chosen = METHODS[method].objective if named == "auto" else named
     allowed = {*_taken(method, chosen, posterior, objective), "device", "graphs", "compile"}
     for name in given:
+        if name in FIELDS and name not in allowed:
+            what = f"{method} by {chosen}" if isinstance(posterior, str) else "this posterior and objective"
+            hint = "say it in training" if name in _OF_TRAINING else f"choose from {', '.join(sorted(allowed))}"
+            raise InputError(f"{name} is a setting that {what} can't take here; {hint}")
         check_name("setting of this posterior and objective", name, sorted(allowed))
     # Draws of the prior help for a small D alone, which isn't known yet.
     options = {

@@ -124,8 +124,11 @@ def _train(
     )
     watcher.trainer = trainer
     if not resume and fabric.is_global_zero:
-        for name in (METRICS, WEIGHTS, CHECKPOINT, HISTORY, REPORT):
-            (folder / name).unlink(missing_ok=True)
+        old = [folder / name for name in (METRICS, WEIGHTS, CHECKPOINT, HISTORY, REPORT) if (folder / name).exists()]
+        if old:
+            say(f"starting anew over the run in {folder}")
+        for path in old:
+            path.unlink()
         folders.write_config(settings, observations.as_dict(), dataset.fingerprint, matrix_products)
     decisive = {name: getattr(settings, name) for name in FIELDS if name not in FREE_ON_RESUME}
     facts: dict[str, Any] = {"settings": decisive, "classes": list(dataset.classes)}

@@ -52,10 +52,10 @@ def _has_labels(estimator: Any) -> bool:
 
 
 def _is_unknown(label: Any) -> bool:
-    """Whether a label stands for none: -1, None, NaN, or what pandas has for them."""
+    """Whether a label stands for none: -1, None, NaN, or what pandas has for them, and empty text."""
     if label is None or type(label).__name__ in ("NAType", "NaTType"):
         return True
-    return label in (-1, "-1") or (isinstance(label, float) and math.isnan(label))
+    return label in (-1, "-1", "") or (isinstance(label, float) and math.isnan(label))
 
 
 @final
@@ -90,7 +90,7 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     Attributes:
         model_: the `LatentVariableModel`, in double precision.
         history_: a row an epoch, each term of the loss among them.
-        classes_: the labels, where y held any; -1 (and None) are rows without one.
+        classes_: the labels, where y held any; -1 (None, NaN, empty text) are rows without one.
         n_features_in_, feature_names_in_: as always.
 
     Raises:

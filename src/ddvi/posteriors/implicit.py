@@ -41,7 +41,7 @@ class ImplicitConditional(Conditional):
     def _refuse() -> NoReturn:
         raise InputError(
             "an adversarial autoencoder's encoder is a point, not a density: log q(z|x) and every bound need"
-            " another posterior (vae, iaf_vae, h_iaf_vae, ddvi)"
+            " another posterior, such as vae or ddvi"
         )
 
 
