@@ -133,6 +133,8 @@ def test_every_objective_says_what_it_reads() -> None:
     assert not idle(resolve("mnist", "vae", "pinwheel", asleep | {"sleep_weight": "1"}), asleep)
     steps = {"objective": "wake_sleep", "sleep_steps": "0"}
     assert idle(resolve("mnist", "vae", "pinwheel", asleep | steps), asleep) == ["fantasies", "sleep_levels"]
+    off = {"objective": "wake_sleep", "sleep_weight": "0"}
+    assert not idle(resolve("mnist", "vae", "pinwheel", off), off), "which it switches off"
     weighed = asleep | {"sleep_weight": "0"}
     for objective in ("reweighted_wake_sleep", "marginal_likelihood"):
         resolved = resolve("mnist", "ddvi", "pinwheel", weighed | {"objective": objective})
@@ -156,10 +158,12 @@ def test_what_another_posterior_reads_is_without_effect() -> None:
         ({"variance_weight": "1"}, {"samples": "2"}),
         ({"prior_denoiser": "true"}, {"latent_size": "2"}),
         ({"sleep_steps": "2"}, {"objective": "wake_sleep"}),
+        ({"dropout": "0.2"}, {"network": "dense"}),
     ],
 )
 def test_what_isnt_read_is_said(given: dict[str, str], needed: dict[str, str] | None) -> None:
     without = {"samples": "1", "latent_size": "3", "objective": "wake_sleep", "sleep_weight": "0"}
+    without["network"] = "convolutional"
     if "variance_weight" in given:
         without |= {"objective": "importance_weighted"}
     assert idle(resolve("mnist", "ddvi", "pinwheel", without | given), given) == sorted(given)

@@ -41,7 +41,7 @@ OBJECTIVE_SETTINGS: dict[str, tuple[str, ...]] = {
     "adversarial": ("adversarial_weight",),
 }
 """What each objective reads of the settings that are an objective's."""
-LABEL_SETTINGS = (
+_LABELS = (
     *("n_labels", "label_temperature", "classifier_weight"),
     *("agreement_weight", "agreement_radius", "information_weight"),
 )
@@ -409,23 +409,23 @@ _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 def idle(settings: Settings, given: Iterable[str]) -> list[str]:
     """Of the settings that a user gave, those of what the run hasn't got, another objective for one: without effect."""
-    owned = [*OBJECTIVE_SETTINGS.values(), *(method.reads for method in METHODS.values()), LABEL_SETTINGS]
-    owned.append(("warmup_kl_weight",))
-    read = {*OBJECTIVE_SETTINGS[settings.objective], *METHODS[settings.method].reads}
-    read = read | {*LABEL_SETTINGS} if settings.semi_supervised else read - {"label_rate"}
-    if settings.warmup:
-        read |= {"warmup_kl_weight"}
-    if settings.laplace or settings.latent_size != 2:
-        read -= {"prior_denoiser"}  # the chain draws in other coordinates, or has no table
-    if settings.samples == 1:
-        read -= {"variance_weight"}
-    if settings.objective == "wake_sleep" and not settings.sleep_steps:
-        read -= {*_SLEEP}
-    if not settings.sleep_weight:
-        read -= {"sleep_steps"}
-        resamples = settings.objective in ("reweighted_wake_sleep", "marginal_likelihood")  # whose latents have levels
-        read -= {"fantasies"} if resamples else {"fantasies", "sleep_levels"}
-    return sorted({name for names in owned for name in names}.intersection(given) - read)
+    owned = [*OBJECTIVE_SETTINGS.values(), *(method.reads for method in METHODS.values())]
+    others = {name for names in owned for name in names}
+    others -= {*OBJECTIVE_SETTINGS[settings.objective], *METHODS[settings.method].reads}
+    sleeps = settings.sleep_weight > 0 and (settings.objective != "wake_sleep" or settings.sleep_steps > 0)
+    resamples = settings.objective in ("reweighted_wake_sleep", "marginal_likelihood")
+    needed = {
+        **dict.fromkeys((*_LABELS, "label_rate"), settings.semi_supervised),
+        "warmup_kl_weight": settings.warmup > 0,
+        "dropout": settings.network != "convolutional",
+        "prior_denoiser": settings.latent_size == 2 and not settings.laplace,  # which draws in other coordinates
+        "variance_weight": settings.samples > 1,
+        "sleep_weight": settings.objective != "wake_sleep" or settings.sleep_steps > 0,
+        "sleep_steps": settings.sleep_weight > 0,
+        "sleep_levels": sleeps or resamples,  # as resampled latents have levels too
+        "fantasies": sleeps,
+    }
+    return sorted(name for name in given if name in others or not needed.get(name, True))
 
 
 def _check_together(settings: Settings) -> None:
