@@ -130,6 +130,7 @@ def test_rows_keep_their_order_and_files_are_read_as_they_come(folders: dict[str
         (["{run}", "{tmp}/nan.npy"], "NaN"),
         (["{run}", "{tmp}/broken.npy"], "can't be read"),
         (["{run}", "{tmp}/none.npy"], "holds no examples"),
+        (["{run}", "{tmp}/flat.npy", "-o", "{tmp}/flat.npy"], "is the data itself"),
     ],
 )
 def test_mistakes_get_one_sentence_and_leave_nothing(

@@ -234,6 +234,8 @@ def test_a_product_scores_and_splits_its_parts():
     expected = Gamma(2.0, 1.0).log_prob(rate) + Dirichlet(torch.ones(3)).log_prob(weights)
     expected += Beta(torch.ones(2), 2.0).log_prob(shares).sum(-1)
     torch.testing.assert_close(product.log_prob(z), expected)
+    nested = ddvi.Product(ddvi.Product(*product.factors[:2]), product.factors[2])
+    torch.testing.assert_close(nested.log_prob(z), expected)
     inference = ddvi.Inference(product, lambda z: Independent(Normal(z, 0.1), 1), "vae")
     draws = inference.fit(product.sample((200,)), epochs=2).posterior(z).sample((50,))
     assert inference.bijection.contains(draws).all()
@@ -360,6 +362,23 @@ def test_data_may_come_in_many_forms(form):
     }[form]
     assert torch.equal(as_tensor(given), x)
     assert as_tensor(x.long()).dtype == torch.int64
+
+
+def test_a_number_that_torch_has_no_place_for_is_refused():
+    with pytest.raises(InputError, match="too large for whole numbers"):
+        as_tensor(np.array([[2**63 + 5]], dtype=np.uint64))
+
+
+def test_a_loaders_order_is_decided_by_the_seed():
+    x, found = torch.randn(40, 3), []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        loader = DataLoader(TensorDataset(x), batch_size=7, shuffle=True)
+        inference = ddvi.Inference(prior(), likelihood, "vae", hidden_size=4).fit(loader, epochs=1)
+        found.append(inference.posterior(loader).sample((2,), seed=0))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("shape", [(), (2, 2)], ids=str)

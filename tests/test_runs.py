@@ -206,7 +206,7 @@ def test_what_a_finished_run_has_lost_is_made_again(tmp_path: Path, measures: li
     assert not heard.rows
     assert (tmp_path / "model.safetensors").read_bytes() == weights
     (tmp_path / "history.csv").write_bytes(b"\x8c\xff\x00")
-    with pytest.raises(InputError, match=r"history\.csv is damaged .* resume=true writes it anew"):
+    with pytest.raises(InputError, match=r"history\.csv is damaged .* resume=true writes both anew"):
         runs.report([tmp_path])
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ddvi import cli, folders, study
+from ddvi import checkpoint, cli, folders, study
 from ddvi.errors import InputError
 from ddvi.settings import resolve
 
@@ -92,7 +92,7 @@ def test_stored_studies_and_files(tmp_path: Path) -> None:
     sizes = {
         "mnist_learning_rates": 48,
         "mnist_same_objective": 50,
-        "mnist_importance_weighted": 42,
+        "mnist_importance_weighted": 81,
         "mnist_limit": 3,
         "mnist_frozen_decoder": 30,
         "mnist_ablations": 40,
@@ -300,10 +300,10 @@ def test_names_that_hydra_would_read_otherwise_arrive_as_they_are(started: list[
 # With processes that train, and are killed
 
 
-def start(words: Sequence[str]) -> subprocess.Popen[str]:
+def start(words: Sequence[str], **options: Any) -> subprocess.Popen[str]:
     """`ddvi study` as a process of its own."""
     command = [sys.executable, "-m", "ddvi.cli", "study", *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
@@ -338,6 +338,22 @@ def check_finished(root: Path, epochs: int) -> None:
 
 
 linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc to find processes in")
+
+
+@linux
+@pytest.mark.slow
+def test_an_interrupt_from_the_terminal_saves_the_step(tmp_path: Path) -> None:
+    """It reaches a whole process group, and a member is told by its study, once: the second interrupt acts at once."""
+    words = ["digits", "vae", "pinwheel", "epochs=400", "batch_size=4", "workers=1", "threads=1", f"out={tmp_path}"]
+    (folder,) = (member.settings.folder for member in study.read(words).members)
+    process = start(words, start_new_session=True)
+    wait_for(folder / folders.HISTORY, process)
+    assert os.getpgid(process_of(folder)[0]) != process.pid
+    time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=120)
+    _, facts = checkpoint.load(folder / folders.CHECKPOINT)
+    assert facts["state"]["step"] > 0
 
 
 @linux

@@ -59,6 +59,8 @@ def _tensor(values: Any, what: str) -> Tensor | None:
         return None
     if values.dtype.kind not in "biuf":
         raise InputError(f"{what} has dtype {values.dtype}, but real numbers are needed; convert it, as to float32")
+    if values.dtype.kind == "u" and values.size and values.max() > np.iinfo(np.int64).max:
+        raise InputError(f"{what} holds {values.max()}, too large for whole numbers of torch; convert it to float64")
     native = np.float64 if values.dtype.itemsize > 8 else values.dtype.newbyteorder("=")  # all that torch knows
     return torch.from_numpy(np.array(values, dtype=native, copy=True))
 

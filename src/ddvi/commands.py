@@ -126,6 +126,9 @@ def embed(names: Sequence[str], given: Mapping[str, str], output: str | None) ->
     path = Path(output or folder / "latents.csv")
     embedding.check_output(path)
     embedding.check_source(data)
+    source = Path(data).expanduser()
+    if path.exists() and source.exists() and path.samefile(source):
+        raise InputError(f"{path} is the data itself, which would be lost; give another file to write")
     check_file(path)
     from ddvi import progress
 

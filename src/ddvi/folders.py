@@ -123,7 +123,9 @@ def read_history(folder: Path) -> list[dict[str, str]]:
         with path.open(newline="") as file:
             return list(csv.DictReader(file))
     except (OSError, ValueError, csv.Error) as error:
-        raise InputError(f"{path} is damaged ({error}); resume=true writes it anew, from the checkpoint") from None
+        raise InputError(
+            f"{path} is damaged ({error}); take metrics.json away, and resume=true writes both anew"
+        ) from None
 
 
 def write_history(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:

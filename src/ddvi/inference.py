@@ -185,7 +185,8 @@ class Inference:
         how = _how(epochs, batch_size, lr)
         objective = self._objective if isinstance(self._objective, Objective) else make_objective(self.settings)
         with self._undone_unless_sound():
-            train, held_out, _, _ = split(as_tensor(x), None, validation, self.settings.seed)
+            with seeded(self.settings.seed, "data"):  # a loader draws its order from torch's state
+                train, held_out, _, _ = split(as_tensor(x), None, validation, self.settings.seed)
             self._prepare(train)
             self._place()
             for part in (train, held_out):
@@ -255,7 +256,9 @@ class Inference:
         Raises:
             InputError: nothing has been learnt, or x has another shape than what was learnt from.
         """
-        model, raw = self.model, as_tensor(x)
+        model = self.model
+        with seeded(self.settings.seed, "data"):
+            raw = as_tensor(x)
         self._check_shape(raw)
         return FittedPosterior(model, self.bijection, raw.to(next(model.parameters()).device))
 

@@ -185,7 +185,7 @@ class AutoDiffusion(AutoContinuous):
         self.encoder = encoder
 
     def setup(self, *args: Any, **kwargs: Any) -> None:
-        """Make the parameters, for the arguments of the model, and draw nothing; later calls do nothing."""
+        """Make the parameters, for the arguments of the model; later calls do nothing."""
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
 

@@ -40,7 +40,7 @@ _ROWS_AT_ONCE = 50_000  # draws × examples
 _COUNTS = ("poisson", "negative_binomial", "categorical")
 _OF_RUNS = {*FREE_ON_RESUME, "decoder", "n_labels", "limit", "validation", "measured_on", "precision", "preset"} - {
     *("graphs", "compile"),
-}
+} | {"dataset", "semi_supervised"}
 """Settings that nothing reads here."""
 _LARGEST_SEED = 2**31 - 1
 
@@ -195,6 +195,8 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     def sample_posterior(self, X: Any, n_samples: int = 1, random_state: Any = None) -> np.ndarray:
         """Draws z ~ q(z | x): (n_samples of X, n_samples, n_components), each row with noise of its own."""
+        if n_samples < 1:
+            raise InputError(f"n_samples={n_samples} is impossible; give 1 or more")
         x = self._prepared(X)
         with self._seeded(random_state):
             draws = [torch.stack([self.model_.latent(part) for _ in range(n_samples)], 1) for part in self._parts(x, 1)]
@@ -256,8 +258,9 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         if not isinstance(self.settings or {}, Mapping):
             raise InputError(f"settings={self.settings!r} is no mapping; give a dictionary from names to values")
         for name in self.settings or {}:
-            if name in given or name in ("seed", "prior", "method", "dataset"):
-                raise InputError(f"settings holds '{name}', which is a parameter of DDVI; give it there")
+            if name in given or name in ("seed", "prior", "method"):
+                own_name = {"seed": "random_state", "latent_size": "n_components"}.get(name, name)
+                raise InputError(f"settings holds '{name}', which is the parameter {own_name} of DDVI; give it there")
             if check_name("setting", name, FIELDS) in _OF_RUNS:
                 raise InputError(f"settings holds '{name}', which is for the runs of ddvi train alone; leave it out")
         if not 0 <= self.validation_fraction <= 0.5:

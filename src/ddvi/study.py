@@ -176,8 +176,9 @@ def _grids(names: Sequence[str]) -> tuple[list[dict[str, list[str]]], str]:
 
 
 def _split(name: str, text: str) -> list[str]:
-    """The values of a comma list, each once."""
-    values = list(dict.fromkeys([text] if name == "data_root" else text.split(",")))
+    """The values of a comma list, each once; a folder's name may hold commas itself."""
+    whole = name == "data_root" or (name.rpartition(".")[2] == "decoder" and os.path.exists(text))
+    values = list(dict.fromkeys([text] if whole else text.split(",")))
     if "" in values and name != "data_root":
         raise InputError(f"{name}={text} has an empty place; write the values with single commas between them")
     return values
@@ -326,7 +327,10 @@ def _process(words: Sequence[str], folder: Path, threads: int) -> int:
     report = [] if any(word.startswith("report=") for word in words) else ["report=false"]  # `ddvi report` writes it
     command = [sys.executable, "-m", "ddvi.member", *words, *report, "resume=true"]
     with (folder / LOG).open("ab") as log:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment)
+        # Out of reach of a terminal's Ctrl-C, which beside that of `_let_go` would be the second, and save nothing.
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True
+        )
     _running.add(process)
     try:
         return process.wait()

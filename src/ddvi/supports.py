@@ -67,6 +67,9 @@ class Product(nn.Module):
         super().__init__()
         if not factors:
             raise InputError("a product has at least one factor; give distributions, one for each latent")
+        factors = tuple(
+            part for factor in factors for part in (factor.factors if isinstance(factor, Product) else (factor,))
+        )
         self.factors = factors
         for index, factor in enumerate(factors):
             if isinstance(factor, nn.Module):

@@ -197,7 +197,7 @@ def _provenance(run: Run, name: str) -> str:
     machine, seconds = metrics.get("machine") or {}, metrics.get("seconds") or {}
     facts = {
         "likelihood": f"{likelihood}, {LIKELIHOODS.get(likelihood, '')}",
-        "commit": run.commit or "unknown: not run from a checkout",
+        "commit": run.commit,
         "versions": ", ".join(f"{key} {value}" for key, value in (config.get("versions") or {}).items()),
         "machine": f"{machine.get('processor')}; {_several(machine.get('cores'), 'core')},"
         f" {_several(machine.get('threads'), 'thread')}, device {metrics.get('device')}",
