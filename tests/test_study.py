@@ -297,6 +297,17 @@ def test_names_that_hydra_would_read_otherwise_arrive_as_they_are(started: list[
     assert (odd / "digits/vae/pinwheel/seed0/metrics.json").exists()
 
 
+def test_folders_that_a_study_has_named_can_be_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    named = "objective=elbo,preset=study"
+    Path(named).mkdir()
+    assert cli._split([named, "seed=3"]) == ([named], {"seed": "3"})
+    (member,) = study.read(["digits", "vae", "pinwheel", f"decoder={named}"]).members
+    assert Path(member.settings.decoder).name == named
+    with pytest.raises(InputError, match="is not a folder"):
+        study.read(["digits", "vae", "pinwheel", "decoder=a=1,b=2"])
+
+
 # With processes that train, and are killed
 
 

@@ -57,7 +57,7 @@ NOISE_SCHEDULES: dict[str, str] = {
     "log_snr": "log signal-to-noise ratio linear from 8 to −4",
     "cosine": "signal variance cos² of the time",
     "linear_beta": "the paper's: step variances linear from 1e-4 to 0.02",
-    "learned": "log_snr's levels to begin with, learnt together with the posterior; without prior_denoiser",
+    "learned": "log_snr's levels to begin with, learnt with the posterior; without prior_denoiser and guidance",
 }
 
 MEASURES: dict[str, tuple[str, str]] = {

@@ -191,10 +191,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _split(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Names, and settings by name; of a setting that is given twice the last counts."""
-    matches = [
-        None if os.path.exists(word) else _SETTING.fullmatch(word) for word in words
-    ]  # of folders, some hold "="
+    """Names, paths that exist among them, and settings by name; of a setting that is given twice the last counts."""
+    matches = [None if os.path.exists(word) else _SETTING.fullmatch(word) for word in words]
     names = [word for word, match in zip(words, matches, strict=True) if not match]
     return names, {match[1].replace("-", "_"): match[2] for match in matches if match}
 

@@ -2,9 +2,10 @@
 
     log p_θ(x) ≈ log 1/N Σ_n p_θ(x | z_n),    z_n ~ p(z)
 
-The decoder learns from this alone. The posterior learns from a z* that is resampled in proportion to p_θ(x | z_n), in
-the limit of large N a draw from p_θ(z | x), by its bound of log q(z* | x). In a model with labels the draws are shared
-out among them, a known label leaves those of its own, and the classifier learns the label of z*.
+The decoder, and a prior that learns, learn from this alone. The posterior learns from a z* that is resampled in
+proportion to p_θ(x | z_n), in the limit of large N a draw from p_θ(z | x), by its bound of log q(z* | x). In a model
+with labels the draws are shared out among them, a known label leaves those of its own, and the classifier learns the
+label of z*.
 
 Source: the importance-weighted bound (Burda et al. 2016) with the prior as its proposal.
 """
