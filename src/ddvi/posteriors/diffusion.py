@@ -298,7 +298,8 @@ class DiffusionPosterior(Posterior):
         guidance: what the last step is anchored at instead, see `Guidance`; takes full covariances.
 
     Raises:
-        InputError: D or T is not positive, no schedule is called so, or guidance meets diagonal covariances or learned levels.
+        InputError: D or T is not positive, no schedule is called so, or guidance meets diagonal covariances or learned
+            levels.
 
     Source: Piriyakulkij et al., Denoising Diffusion Variational Inference, AAAI 2025.
 
