@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,26 @@ def runs_evidence(model, x: torch.Tensor) -> np.ndarray:
     from ddvi.evidence import exact_log_likelihood
 
     return exact_log_likelihood(model.prior, model.likelihood, x).log_likelihood.numpy()
+
+
+def test_densities_are_in_the_datas_own_units(brief: None, tmp_path: Path) -> None:
+    """Standardised, the same table in metres and in millimetres is the same; its densities are not."""
+    x = np.random.default_rng(0).normal(size=(300, 3))
+    x[:, 2] = x[:, 0] + 0.1 * x[:, 1]
+    bounds, metrics = [], []
+    for name, scale in (("metres", 1.0), ("millimetres", 1000.0)):
+        np.savez(tmp_path / f"{name}.npz", x=scale * x)
+        folder = tmp_path / name
+        runs.train(resolve(str(tmp_path / f"{name}.npz"), "vae", "gaussian", SMALL | {"out": folder}))
+        metrics.append(json.loads((folder / "metrics.json").read_text()))
+        bounds.append(embed(folder, tmp_path / f"{name}.npz", tmp_path / f"{name}.csv")[1][:, 2:])
+    for name in ("elbo", "iw_bound", "log_likelihood"):
+        assert metrics[0][name] - metrics[1][name] == pytest.approx(3 * np.log(1000), abs=1e-3)
+    assert bounds[0] - bounds[1] == pytest.approx(3 * np.log(1000), abs=1e-3)
+    assert metrics[0]["inference_gap"] == pytest.approx(metrics[1]["inference_gap"], abs=1e-3)
+    # The best Gaussian in metres: nothing is lost, and nothing counted twice.
+    gaussian = -0.5 * (3 * (1 + np.log(2 * np.pi)) + np.linalg.slogdet(np.cov(x.T))[1])
+    assert metrics[0]["log_likelihood"] < gaussian + 1
 
 
 def test_equal_seeds_give_equal_tables_in_every_form(folders: dict[str, Path], tmp_path: Path) -> None:

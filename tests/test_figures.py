@@ -10,6 +10,7 @@ from ddvi.composition import build_model, observe
 from ddvi.data import Dataset
 from ddvi.likelihoods import means
 from ddvi.randomness import random_state, seeded
+from ddvi.report.pictures import Tiles
 from ddvi.settings import resolve
 
 TINY = {"hidden_size": 8, "denoiser_size": 8, "denoiser_layers": 2, "steps": 2, "prior_denoiser": False}
@@ -179,6 +180,33 @@ def test_mosaics_hold_every_image():
     assert mosaic[0, 3].item() == 0.25
     assert mosaic[3, 0].item() == 0.5
     assert mosaic[2, 0].item() == mosaic[3, 3].item() == 1.0, "paper is white"
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "unit", "maximum"),
+    [
+        ("poisson", 1, 255.0),
+        ("gaussian", 1, 255.0),
+        ("gaussian", 255, 1.0),
+        ("bernoulli", 255, 1.0),
+        ("gaussian", 5, None),
+    ],
+)
+def test_images_are_as_grey_as_they_are_stored(likelihood, unit, maximum, tmp_path, monkeypatch):
+    """Counts, dequantised and standardised ones, bounded or not, in the pictures and in the report."""
+    x = torch.arange(256).repeat(2).view(2, 1, 16, 16)
+    x = x.to(torch.uint8) if unit == 1 else x / unit
+    data = Dataset("ramp", x, x, None, None, (), maximum, {})
+    settings = resolve("digits", "vae", "pinwheel", TINY | {"likelihood": likelihood})
+    model = build_model(settings, observe(data, settings), x).eval()
+    drawn = []
+    monkeypatch.setattr(figures, "_show", lambda axes, mosaic: drawn.append(mosaic))
+    figures.draw_all(tmp_path, model, data, [], settings)
+    expected = torch.arange(256).view(16, 16) / 255
+    originals = drawn[-1][:16, :16, 0]
+    torch.testing.assert_close(originals, expected, atol=0.003, rtol=0)
+    tile = Tiles.of(model.preprocessing, x, maximum).raw(x)[0, 0]
+    torch.testing.assert_close(tile.float(), expected, atol=0.003, rtol=0)
 
 
 def test_means_of_categories_are_of_their_numbers():

@@ -87,3 +87,8 @@ MEASURES: dict[str, tuple[str, str]] = {
     "completeness": ("are a class's examples in one cluster?", "higher"),
 }
 """What a run is judged by: meaning, and whether higher or lower is better."""
+
+DENSITIES: tuple[str, ...] = ("log_likelihood", "log_likelihood_iw", "elbo", "iw_bound", "joint_log_likelihood")
+"""The measures that change with the units of continuous data."""
+
+QUICK_SAYS: str = "evaluation=quick: capped examples, draws and nodes; evaluation=full is the measure to report"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ddvi import folders
-from ddvi.catalogue import DATASETS, MEASURES
+from ddvi.catalogue import DATASETS, MEASURES, QUICK_SAYS
 from ddvi.errors import InputError
 from ddvi.settings import FIELDS, Settings, as_text, deviations
 
@@ -133,7 +133,7 @@ def notes(runs: Sequence[Run]) -> list[str]:
     """What a reader of the table must know."""
     said = differences(runs)
     if {run.metrics.get("evaluation") for run in runs} == {"quick"}:
-        said.append("evaluation=quick: capped examples, draws and nodes; evaluation=full is the measure to report")
+        said.append(QUICK_SAYS)
     if len(runs) > 1 and comparable(runs):
         said.append(
             "one run each: whether a method is better than another takes several seeds, as 'ddvi study' runs them"

@@ -119,7 +119,8 @@ def _table(model: LatentVariableModel, raw: Tensor, semi_supervised: bool, sampl
     if model.posterior.has_density:
         pieces = x.split(max(1, _DRAWS_AT_ONCE // (samples * model.summed)))
         elbo = torch.cat([model.log_weights(piece, samples).mean(0) for piece in pieces])
-        parts += [elbo[:, None], evaluation.importance_weighted_bound(model, x, samples).to(elbo)[:, None]]
+        bounds = torch.stack([elbo, evaluation.importance_weighted_bound(model, x, samples).to(elbo)], 1)
+        parts.append(bounds - model.preprocessing.log_volume)
     if semi_supervised:
         parts.append(model.classify(x).exp())
     return torch.cat(parts, 1)

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddvi.catalogue import DENSITIES
 from ddvi.data import Dataset
 from ddvi.evidence import exact_log_likelihood
 from ddvi.likelihoods import means
 from ddvi.measures import calibration_error, latent_nll, maximum_mean_discrepancy
 from ddvi.model import LatentVariableModel
-from ddvi.preprocessing import AsIs, Dequantise, Preprocessing
+from ddvi.preprocessing import Dequantise, Preprocessing
 from ddvi.priors import Prior, as_prior
 from ddvi.randomness import derive_seed, generator, portable, seeded
 
@@ -117,7 +118,8 @@ def evaluate(
         if dataset.maximum is not None:
             tell("maximum mean discrepancy")
             metrics |= _image_discrepancy(model, raw, dataset.maximum, effort)
-    return metrics
+    # Runs whose training examples differ standardise by different units; the data's own are the same for all.
+    return metrics | {name: metrics[name] - model.preprocessing.log_volume for name in DENSITIES if name in metrics}
 
 
 def prepared(preprocessing: Preprocessing, raw: Tensor) -> Tensor:
@@ -362,9 +364,8 @@ def _image_discrepancy(model: LatentVariableModel, raw: Tensor, maximum: float, 
     """Between means of the model and raw test images (N, *event), whose values go up to a maximum."""
     count = min(effort.prior_draws, len(raw))
     z = model.prior.sample((count,))
-    restore = model.preprocessing.restore  # all images are compared in [0, 1], standardised ones and counts too
-    images = torch.cat([restore(means(model.likelihood, part)).flatten(1) for part in z.split(_CHUNK)])
-    real = restore(model.preprocessing.picture(raw[:count])).flatten(1)
-    if isinstance(model.preprocessing, AsIs):
-        images, real = images / maximum, real / maximum
+    # All images are compared in [0, 1], standardised ones and counts too.
+    restore, white = model.preprocessing.restore, model.preprocessing.white(maximum)
+    images = torch.cat([restore(means(model.likelihood, part)).flatten(1) for part in z.split(_CHUNK)]) / white
+    real = restore(model.preprocessing.picture(raw[:count])).flatten(1) / white
     return {"mmd": maximum_mean_discrepancy(images, real), "mmd_examples": count}

@@ -21,8 +21,10 @@ from torch import Tensor
 from ddvi.data import Dataset
 from ddvi.evaluation import prepared
 from ddvi.files import write_aside
+from ddvi.folders import terms
 from ddvi.likelihoods import means
 from ddvi.model import LatentVariableModel
+from ddvi.preprocessing import Preprocessing
 from ddvi.randomness import seeded
 from ddvi.settings import Settings
 
@@ -41,6 +43,7 @@ PALETTE = (
 """Ten colours that stay distinct for colour-blind readers, after Paul Tol's muted scheme."""
 _INK, _PRIOR_COLOUR, _FAINT = "#333333", "#3B4A5A", "#CCCCCC"
 _MOST_POINTS = 5000
+_MOST_SHADED = 2000
 _MOST_ROWS = 20
 _DRAWS_PER_LABEL = 10
 
@@ -82,11 +85,26 @@ def draw_all(
         raw = dataset.test_x[:16].to(device)
         pairs = model.preprocessing.picture(raw), means(model.likelihood, model.latent(model.preprocessing(raw)))
         real = model.preprocessing.picture(dataset.test_x[: len(samples)].to(device))
+        if raw.dim() == 4:
+            low, high = shades(model.preprocessing, dataset.test_x[:_MOST_SHADED].to(device), dataset.maximum)
+            samples, *pairs = ((model.preprocessing.restore(x) - low) / (high - low) for x in (samples, *pairs))
     labels = None if dataset.test_y is None else dataset.test_y[: len(z)]
     save(latent_space(z, labels, prior_z, dataset.classes, title, guess, prior_label), folder / "latents.png")
     save(sample_grid(samples, real, title, dataset.classes if semi else ()), folder / "samples.png")
     save(reconstruction_rows(*pairs, title), folder / "reconstructions.png")
     save(curves(history, title), folder / "curves.png")
+
+
+def shades(preprocessing: Preprocessing, raw: Tensor, maximum: float | None) -> tuple[float, float]:
+    """Which values of restored images are black and white.
+
+    Of images as stored (N, C, H, W) and the value that stands for 1.0 in them; without one, the least and the largest.
+    """
+    if maximum is not None:
+        return 0.0, preprocessing.white(maximum)
+    values = preprocessing.restore(preprocessing.picture(raw))
+    low, high = float(values.min()), float(values.max())
+    return low, high if high > low else low + 1
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -208,8 +226,7 @@ def reconstruction_rows(examples: Tensor, reconstructions: Tensor, title: str) -
 
 def curves(history: Sequence[Mapping[str, Any]], title: str) -> Figure:
     """Every loss term of the history in a panel of its own, and the bound on validation examples."""
-    leave_out = {"epoch", "skipped", "seconds", "examples_per_second"}
-    names = [name for name in dict.fromkeys(name for row in history for name in row) if name not in leave_out]
+    names = terms(history)
     columns = min(3, max(1, len(names)))
     rows = max(1, math.ceil(len(names) / columns))
     figure = Figure(figsize=(3.4 * columns, 2.3 * rows + 0.4), layout="constrained")
@@ -297,7 +314,7 @@ def _mosaic(images: Tensor, columns: int) -> Tensor:
     count, channels, height, width = images.shape
     rows = math.ceil(count / columns)
     canvas = images.new_ones(channels, rows * (height + 1) - 1, columns * (width + 1) - 1)
-    for i, image in enumerate(images.clamp(0, 1) if images.min() >= -1 else images):
+    for i, image in enumerate(images.clamp(0, 1)):
         top, left = i // columns * (height + 1), i % columns * (width + 1)
         canvas[:, top : top + height, left : left + width] = image
     return canvas.movedim(0, -1).float().cpu()
@@ -307,9 +324,9 @@ def _show(axes: Axes, mosaic: Tensor) -> None:
     """A mosaic in colour if it has three channels, else its first channel, dark on white paper."""
     axes.set_axis_off()
     if mosaic.shape[-1] == 3:
-        axes.imshow(mosaic.clamp(0, 1).numpy(), interpolation="nearest")
+        axes.imshow(mosaic.numpy(), interpolation="nearest")
     else:
-        axes.imshow(mosaic[..., 0].numpy(), cmap="gray", interpolation="nearest")
+        axes.imshow(mosaic[..., 0].numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
 
 
 def _tables(tables: tuple[Tensor, Tensor], names: tuple[str, str], title: str) -> Figure:

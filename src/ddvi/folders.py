@@ -14,7 +14,7 @@ import os
 import platform
 import shlex
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,6 +126,12 @@ def read_history(folder: Path) -> list[dict[str, str]]:
         raise InputError(
             f"{path} is damaged ({error}); take metrics.json away, and resume=true writes both anew"
         ) from None
+
+
+def terms(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What of a history's rows is of the objective: all but what counts and times."""
+    beside = ("epoch", "skipped", "examples_per_second", "seconds")
+    return [name for name in dict.fromkeys(name for row in rows for name in row) if name not in beside]
 
 
 def write_history(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -30,6 +30,15 @@ class Preprocessing(nn.Module, abc.ABC):
     def restore(self, x: Tensor) -> Tensor:
         """Observations back in the data's own units; grey values and colours stay in [0, 1]."""
 
+    def white(self, maximum: float) -> float:
+        """Which value of a restored image stands for 1.0, where `maximum` does in those that are stored."""
+        return 1.0
+
+    @property
+    def log_volume(self) -> float:
+        """log |det d restore(x) / dx|: log p of the restored x is log p(x) less this, in nats."""
+        return 0.0
+
 
 @final
 class Binarise(Preprocessing):
@@ -100,6 +109,10 @@ class Standardise(Preprocessing):
     def restore(self, x: Tensor) -> Tensor:
         return x * self.scale + self.mean
 
+    @property
+    def log_volume(self) -> float:
+        return self.scale.double().log().sum().item()
+
 
 @final
 class AsIs(Preprocessing):
@@ -113,3 +126,6 @@ class AsIs(Preprocessing):
 
     def restore(self, x: Tensor) -> Tensor:
         return x
+
+    def white(self, maximum: float) -> float:
+        return maximum

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from ddvi.catalogue import MEASURES
-from ddvi.folders import REPORT
+from ddvi.catalogue import MEASURES, QUICK_SAYS
+from ddvi.folders import REPORT, terms
 from ddvi.settings import Settings
 
 _WIDTH_OF_FILES = 160
@@ -66,8 +66,7 @@ class Watcher:
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """An epoch is over."""
-        leave_out = ("epoch", "skipped", "seconds", "examples_per_second")
-        losses = " ".join(f"{_short(name)} {value:.2f}" for name, value in row.items() if name not in leave_out)
+        losses = " ".join(f"{_short(name)} {row[name]:.2f}" for name in terms([row]))
         rate = f"{row['examples_per_second']:,.0f}/s"
         self.progress.update(self.task, losses=losses, rate=rate)
         epoch = int(row["epoch"])
@@ -124,7 +123,7 @@ def print_metrics(console: Console, metrics: Mapping[str, Any], folder: Path) ->
             table.add_row(name, f"{value:.3f}", "" if error is None else f"{error:.3f}", better, meaning)
     console.print(table)
     if metrics.get("evaluation") == "quick":
-        console.print("evaluation=quick: capped examples, draws and nodes; evaluation=full is the measure to report")
+        console.print(QUICK_SAYS)
     console.print(f"run folder: {folder}", soft_wrap=True)
     if (folder / REPORT).exists():
         console.print(f"report: {folder / REPORT}", soft_wrap=True)

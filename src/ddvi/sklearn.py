@@ -31,7 +31,7 @@ from ddvi.errors import InputError, check_name
 from ddvi.likelihoods import ExponentialFamily, means
 from ddvi.model import LatentVariableModel
 from ddvi.objectives.base import Labelled
-from ddvi.preprocessing import AsIs, Binarise, Standardise
+from ddvi.preprocessing import AsIs, Binarise
 from ddvi.randomness import alike, seeded
 from ddvi.settings import FIELDS, FREE_ON_RESUME, SEMI, Settings, resolve
 from ddvi.training import Trainer
@@ -227,8 +227,7 @@ class DDVI(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         if not self.model_.posterior.has_density:
             raise InputError(f"method='{self.method}' has no density, so there is no bound; use another one to score")
-        prepare = self.model_.preprocessing
-        volume = prepare.scale.log().sum() if isinstance(prepare, Standardise) else 0.0
+        volume = self.model_.preprocessing.log_volume
         return self._by_rows(X, lambda x: self.model_.importance_weighted_bound(x, self.n_draws) - volume)
 
     def score(self, X: Any, y: Any = None) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddvi import evaluation
 from ddvi.data import Dataset
-from ddvi.figures import means
+from ddvi.likelihoods import means
 from ddvi.model import LatentVariableModel
 from ddvi.randomness import seeded
 from ddvi.report import posterior
@@ -42,8 +42,7 @@ def gather(model: LatentVariableModel, dataset: Dataset, settings: Settings) -> 
     device = next(model.parameters()).device
     whole = dataset.test_x[:MOST_EXAMPLES]
     tiles = Tiles.of(model.preprocessing, whole[:2000].to(device), dataset.maximum)
-    count = tiles.most(whole[:1].to(device).expand(len(whole), *whole.shape[1:]), MOST_EXAMPLES)
-    raw = whole[:count].to(device)
+    raw = whole[: tiles.most(whole[:1].to(device))].to(device)
     x = evaluation.prepared(model.preprocessing, raw)
     z = evaluation.latents(model, x, settings.seed)
     with seeded(settings.seed, "report"):

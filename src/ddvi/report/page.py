@@ -29,7 +29,6 @@ _HERE = Path(__file__).parent
 _SCRIPTS = ("page.js", "latents.js", "path.js", "figures.js")
 _HEADLINES = ("log_likelihood", "elbo", "accuracy", "inference_gap", "mmd", "knn_accuracy", "latent_nll", "nmi")
 _MOST_HEADLINES = 5
-_LEAVE_OUT = {"epoch", "skipped", "seconds", "examples_per_second"}
 
 
 def render(runs: Sequence[Run], gathered: Sequence[Mapping[str, Any]]) -> str:
@@ -165,8 +164,7 @@ def _counts(measure: str, run: Run) -> str:
 def _history(run: Run) -> dict[str, list[float | None]]:
     """The history by column, numbers or nothing."""
     rows = folders.read_history(run.folder)
-    names = dict.fromkeys(name for row in rows for name in row if name not in _LEAVE_OUT)
-    return {name: [_finite(row.get(name)) for row in rows] for name in ("epoch", *names)} if rows else {}
+    return {name: [_finite(row.get(name)) for row in rows] for name in ("epoch", *folders.terms(rows))} if rows else {}
 
 
 def _finite(text: str | None) -> float | None:

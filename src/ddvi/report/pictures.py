@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddvi.figures import shades
 from ddvi.preprocessing import Preprocessing
 
 _LARGEST_SIDE = 48  # pixels of a tile
@@ -68,11 +69,9 @@ class Tiles:
     @classmethod
     def of(cls, preprocessing: Preprocessing, raw: Tensor, maximum: float | None) -> Tiles:
         """From test examples as stored (N, *event), on the model's device, and the value that stands for 1.0."""
-        values = preprocessing.restore(preprocessing.picture(raw[:2000])).double()
+        values = preprocessing.restore(preprocessing.picture(raw)).double()
         if values.dim() == 4:
-            bounded = maximum is not None
-            low, high = values.new_tensor(0.0 if bounded else float(values.min())), values.new_tensor(1.0)
-            return cls(preprocessing, True, low, high if bounded else values.max())
+            return cls(preprocessing, True, *map(values.new_tensor, shades(preprocessing, raw, maximum)))
         low, high = (torch.quantile(values.flatten(1), share, dim=0) for share in (0.01, 0.99))
         return cls(preprocessing, False, low, torch.where(high > low, high, low + 1))
 
@@ -96,9 +95,9 @@ class Tiles:
         """Examples as stored as pixels."""
         return self.pixels(self.preprocessing.picture(raw))
 
-    def most(self, raw: Tensor, most: int) -> int:
-        """How many of the examples a sprite takes."""
-        return min(len(raw), most, max(1, _LARGEST_SPRITE // self.raw(raw[:1]).numel()))
+    def most(self, raw: Tensor) -> int:
+        """How many examples like these a sprite takes."""
+        return max(1, _LARGEST_SPRITE // self.raw(raw[:1]).numel())
 
 
 def sprite(pixels: Tensor, columns: int | None = None) -> dict[str, Any]:
