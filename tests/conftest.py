@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
-from ddvi import evaluation
+from ddvi import evaluation, figures
 from ddvi.likelihoods import GaussianLikelihood
 from ddvi.model import LatentVariableModel
 from ddvi.posteriors.base import Posterior
@@ -30,12 +31,25 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(before)
 
 
-@pytest.fixture(scope="module")
-def brief() -> Iterator[None]:
-    """Quick evaluations by still fewer draws and nodes, where it isn't they that are tested."""
+def leave_out_pictures(patch: pytest.MonkeyPatch) -> None:
+    """Of runs, whose pictures cost more than a short training."""
+    patch.setattr(figures, "draw_all", lambda *_: None)
+
+
+@contextmanager
+def briefly() -> Iterator[None]:
+    """Quick evaluations by still fewer draws and nodes, without pictures, where it isn't they that are tested."""
     fewer = {"iw_examples": 50, "stand_in_examples": 20, "gap_examples": 20, "gap_auxiliary_draws": 10}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation, "QUICK", replace(evaluation.QUICK, **fewer, nodes=1000, doublings=5))
+        leave_out_pictures(patch)
+        yield
+
+
+@pytest.fixture
+def brief() -> Iterator[None]:
+    """One test, `briefly`."""
+    with briefly():
         yield
 
 

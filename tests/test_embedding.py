@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import briefly
 from ddvi import cli, data, embedding, runs
 from ddvi.composition import Observations
 from ddvi.errors import InputError
@@ -19,13 +20,14 @@ SMALL = {"epochs": 1, "hidden_size": 16, "limit": 300, "evaluation": "quick", "r
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory, brief: None) -> dict[str, Path]:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("runs")
     for method in ("vae", "aae", "ddvi_semi"):
         semi = "_semi" * method.endswith("_semi")
         epochs = 10 if method == "vae" else 1  # its rows' bounds are to differ by more than their errors
         given = SMALL | {"out": root / method, "epochs": epochs}
-        runs.train(resolve("digits" + semi, method, "pinwheel", given))
+        with briefly():
+            runs.train(resolve("digits" + semi, method, "pinwheel", given))
     return {method: root / method for method in ("vae", "aae", "ddvi_semi")}
 
 

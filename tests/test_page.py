@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from browser import Page, browser, program
+from conftest import briefly
 from ddvi import runs
 from ddvi.settings import resolve
 
@@ -23,7 +24,7 @@ RUNS = [("digits_semi", "ddvi_semi", "pinwheel"), ("digits", "aae", "gaussian")]
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory, brief: None) -> list[Path]:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """A semi-supervised diffusion run, one without a density, and a table with hostile labels in one dimension."""
     root = tmp_path_factory.mktemp("runs")
     random = np.random.default_rng(0)
@@ -37,7 +38,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory, brief: None) -> list[Path]
         ((str(root / "table.npz"), "vae", "gaussian"), {"latent_size": 1}),
     ):
         settings = resolve(*names_, SMALL | more | {"out": root / names_[1]})
-        runs.train(settings)
+        with briefly():
+            runs.train(settings)
         found.append(root / names_[1])
     return found
 

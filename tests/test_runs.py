@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import leave_out_pictures
 from ddvi import data, evaluation, folders, runs
 from ddvi.catalogue import MEASURES
 from ddvi.errors import InputError
@@ -57,7 +58,7 @@ class Killed(BaseException):
 
 @pytest.fixture
 def measures(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Replace the evaluation, which has tests of its own, and say of each call whether it was quick."""
+    """Replace evaluation and pictures, which have tests of their own, and say of each call whether it was quick."""
     calls: list[bool] = []
 
     def evaluate(
@@ -67,19 +68,20 @@ def measures(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         return {"elbo": -30.0, "elbo_standard_error": 0.5, "mmd": float("nan")}
 
     monkeypatch.setattr(evaluation, "evaluate", evaluate)
+    leave_out_pictures(monkeypatch)
     return calls
 
 
 def small(out: Path, **overrides: Any) -> Settings:
     """A digits run of a second."""
-    values = {"epochs": 1, "hidden_size": 16, "limit": 200, "evaluation": "quick", "out": out} | overrides
-    return resolve("digits", "vae", "pinwheel", values)
+    values = {"epochs": 1, "hidden_size": 16, "limit": 200, "evaluation": "quick", "report": False, "out": out}
+    return resolve("digits", "vae", "pinwheel", values | overrides)
 
 
 def test_a_run_leaves_every_file_and_its_figures(tmp_path: Path) -> None:
     """With the real evaluation."""
     heard = Heard()
-    metrics = runs.train(small(tmp_path / "run", epochs=2), heard)
+    metrics = runs.train(small(tmp_path / "run", epochs=2, report=True), heard)
     assert {path.name for path in (tmp_path / "run").iterdir() if not path.name.startswith(".")} == FILES
     assert json.loads((tmp_path / "run/metrics.json").read_text()) == metrics
     assert {"elbo", "log_likelihood", "inference_gap", "latent_nll", "knn_accuracy"} <= metrics.keys()
@@ -95,7 +97,9 @@ def test_a_run_leaves_every_file_and_its_figures(tmp_path: Path) -> None:
     assert any("bernoulli" in text for text in heard.messages)
 
 
-def test_a_search_measures_on_validation_examples_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_measures_on_validation_examples_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brief: None
+) -> None:
     loaded = runs.train(small(tmp_path / "whole", measured_on="validation"))
     assert (loaded["n_test"], loaded["n_validation"], loaded["test_examples"]) == (200, 20, 20)
     assert loaded["measured_on"] == "validation"
@@ -129,9 +133,9 @@ def test_a_decoder_of_another_run_is_taken_and_rests(tmp_path: Path, measures: l
 
 
 def test_started_anew_nothing_of_the_old_run_is_left(tmp_path: Path, brief: None) -> None:
-    runs.train(small(tmp_path))
+    runs.train(small(tmp_path, report=True))
     assert (tmp_path / "report.html").exists()
-    runs.train(small(tmp_path, overwrite=True, report=False, lr=2e-3))
+    runs.train(small(tmp_path, overwrite=True, lr=2e-3))
     assert not (tmp_path / "report.html").exists()
     modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir() if path.suffix}
     assert modes["model.safetensors"] == modes["metrics.json"], "who may read the one may read the other"
@@ -307,7 +311,7 @@ def test_a_copied_folder_draws_without_data(tmp_path: Path, measures: list[bool]
     rng = np.random.default_rng(0)
     x = (rng.normal(size=(400, 3)) * [1.0, 10.0, 0.1] + [100.0, -50.0, 3.0]).astype(np.float32)
     np.savez(tmp_path / "table.npz", x=x)
-    values = {"out": tmp_path / "run", "epochs": 20, "hidden_size": 32}
+    values = {"out": tmp_path / "run", "epochs": 20, "hidden_size": 32, "report": False}
     metrics = runs.train(resolve(str(tmp_path / "table.npz"), "vae", "gaussian", values))
     assert (metrics["n_train"], metrics["n_validation"], metrics["n_test"]) == (324, 36, 40)
     (tmp_path / "table.npz").unlink()
@@ -346,7 +350,7 @@ def test_categories_by_the_million_are_refused(tmp_path: Path) -> None:
         runs.train(resolve(str(tmp_path / "counts.npy"), "vae", "gaussian", values))
 
 
-def test_starting_anew_is_said_when_it_is_done(tmp_path: Path) -> None:
+def test_starting_anew_is_said_when_it_is_done(tmp_path: Path, brief: None) -> None:
     path, said = tmp_path / "own.npy", Messages()
     np.save(path, np.random.default_rng(0).normal(size=(30, 3)))
     values = {"out": tmp_path / "run", "epochs": 1, "evaluation": "quick", "report": False, "overwrite": True}

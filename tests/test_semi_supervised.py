@@ -914,10 +914,9 @@ def test_a_run_is_judged_as_a_classifier_too(method, tmp_path, brief):
     if method == "ddvi":
         assert metrics["elbo"] < metrics["log_likelihood"]
         assert metrics["iw_bound"] > metrics["elbo"]
-    assert (tmp_path / "run/latents.png").exists()
 
 
-def test_without_labels_to_be_judged_by_there_is_no_judgement(tmp_path, monkeypatch):
+def test_without_labels_to_be_judged_by_there_is_no_judgement(tmp_path, monkeypatch, brief):
     load = data.load
 
     def unknown(*given):
