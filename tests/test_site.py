@@ -28,7 +28,7 @@ PARTS = ("Generative process", "Posterior", "Objective", "Tasks", "Settings", "S
 SHORTER = """
 from ddvi.schedule import Schedule
 whole = Schedule.epochs.fget
-Schedule.epochs = property(lambda schedule: min(whole(schedule), 3))
+Schedule.epochs = property(lambda schedule: min(whole(schedule), 1))
 try:
     from pyro.infer import SVI
 except ImportError:

@@ -75,7 +75,7 @@ def priors() -> str:
     from ddvi.catalogue import PRIORS
 
     figure, axes = plt.subplots(1, len(PRIORS), figsize=(2 * len(PRIORS), 2.3), layout="constrained")
-    extent, size = 3.4, 240
+    extent, size = 3.4, 170
     line = torch.linspace(-extent, extent, size)
     z = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1)
     colours = np.array(plt.get_cmap("tab10").colors)
