@@ -31,7 +31,7 @@ from ddvi.posteriors.gaussian import GaussianPosterior
 from ddvi.posteriors.hierarchical import HierarchicalPosterior
 from ddvi.posteriors.implicit import ImplicitPosterior
 from ddvi.priors import make_prior
-from ddvi.randomness import choose, resample, seeded
+from ddvi.randomness import choose, resample, seeded, taken
 from ddvi.settings import resolve
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -215,7 +215,7 @@ def test_reweighted_wake_sleep_resamples_and_scores(name, sleep_weight):
 
 
 @posteriors
-@pytest.mark.parametrize("decoded", [1, 2, 9])
+@pytest.mark.parametrize("decoded", [0, 1, 2, 9])
 def test_draws_of_the_prior_that_the_batch_shares_compete_with_those_of_the_posterior(name, decoded):
     model, batch = make_model(name), make_batch()
     (update,) = losses(ReweightedWakeSleep(samples=4, prior_samples=9, resampled=3, decoded=decoded), model, batch)
@@ -223,16 +223,21 @@ def test_draws_of_the_prior_that_the_batch_shares_compete_with_those_of_the_post
         dreamt, known, _ = model.fantasise(7)
         shared = model.prior.sample((9,))
         draw = model.posterior(batch.x).draw((4,))
-        own = log_weight(model, batch.x, draw).T - math.log(4)
-        broad = torch.stack([model.likelihood(z).log_prob(batch.x) for z in shared], 1) - math.log(9)
-        weight = torch.cat([own, broad], 1)
+    own = log_weight(model, batch.x, draw).T - math.log(4)
+    broad = torch.stack([model.likelihood(z).log_prob(batch.x) for z in shared], 1) - math.log(9)
+    weight = torch.cat([own, broad], 1)
+    with torch.no_grad():
         chosen = resample(weight.T, 3).T
         z = torch.stack([torch.cat([draw.z[:, n], shared])[chosen[n]] for n in range(7)], 1)
     assert 0 < (chosen < 4).sum() < chosen.numel(), "the test has lost its power"
     wake = -model.posterior(batch.x).log_bound(z).mean(0)
     sleep = -model.posterior(dreamt).log_bound(known)
-    decoder = sum(-model.likelihood(each).log_prob(batch.x) - model.prior.log_prob(each) for each in z[:decoded])
-    assert_loss(update, decoder / len(z[:decoded]) + wake + 0.3 * sleep)
+    parts = [-model.likelihood(each).log_prob(batch.x) - model.prior.log_prob(each) for each in z[:decoded]]
+    decoder = torch.stack(parts).mean(0) if decoded else math.log(2) - weight.logsumexp(1)
+    assert_loss(update, decoder + wake + 0.3 * sleep)
+    pairs = zip(*(gradients(loss, model.likelihood) for loss in (update.loss, decoder)), strict=True)
+    for one, other in pairs:
+        torch.testing.assert_close(one, other)
 
 
 @posteriors
@@ -274,7 +279,8 @@ def test_what_is_resampled_is_a_draw_of_the_exact_posterior(samples, prior_sampl
         weights = log_weight(model, x, draw)
         objective = ReweightedWakeSleep(samples, prior_samples=prior_samples)
         broad = PriorDraws.of(model, x, prior_samples) if prior_samples else None
-        z = objective._resample(draw.z, weights, broad, None)[0]
+        candidates, log_share = objective._candidates(draw.z, weights, broad, None)
+        z = taken(candidates, resample(log_share, 1))[0]
         many = model.prior.sample((200_000,))
         exact = model.likelihood.pairwise_log_prob(x[:1], many)[0].softmax(0) @ many
     assert ((z.mean(0) - exact).abs() < 4 * z.std(0) / 2000**0.5 + 0.05).all()
@@ -474,7 +480,7 @@ def test_warm_up_of_a_guided_posterior_sees_features_alone():
         (lambda: Sleep(levels=0), "levels=0 is impossible in Sleep"),
         (lambda: WarmUp(levels=0), "levels=0 is impossible in WarmUp"),
         (lambda: ReweightedWakeSleep(resampled=0), "resampled=0"),
-        (lambda: ReweightedWakeSleep(decoded=0), "decoded=0"),
+        (lambda: ReweightedWakeSleep(decoded=-1), "decoded=-1"),
         (lambda: MarginalLikelihood(samples=0), "samples=0 is impossible in MarginalLikelihood"),
     ],
 )

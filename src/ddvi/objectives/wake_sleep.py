@@ -94,7 +94,7 @@ class ReweightedWakeSleep(Dreaming):
         (z_k, a_k) ~ q(z, a | x),    w_k = p_θ(x, z_k) r(a_k|z_k) / q(z_k, a_k|x),    k = 1 … K
         z_s ~ p(z),                  w_s = p_θ(x | z_s),                              s = 1 … S
         z* = z_k or z_s with probability in proportion to w_k / K or w_s / S, M times
-        decoder:    log p_θ(x | z*), the mean over the first of them, as many as `decoded`
+        decoder:    log ½( Σ_k w_k / K + Σ_s w_s / S ); or log p_θ(x | z*), the mean over the first `decoded` of them
         posterior:  E_r[ log q(z*, a|x) − log r(a|z*) ], the mean over all of them
                     + sleep_weight · the same at fantasies z ~ p(z), x ~ p_θ(x|z)
                     − progress · variance_weight · Σ_k h( log w_k − mean_k log w_k ) / (K − 1)
@@ -115,7 +115,8 @@ class ReweightedWakeSleep(Dreaming):
         label_rate: how far q(l|x) goes towards p̂(l|x) at once; where it comes to rest doesn't depend on it.
         prior_samples: S; with several labels the next multiple of their number.
         resampled: M.
-        decoded: how many of these the decoder learns from, where a pass and its gradient cost most; at most M.
+        decoded: how many of these the decoder learns from, at most M; with 0 from all draws by their weights, which is
+            what it learns from resampled ones on average, without their variance.
         variance_weight: weight of the log-variance loss at the end of training; without effect where K is 1.
         sleep_weight: weight of the sleep term.
         levels: terms of the chain drawn per example; all if None.
@@ -146,12 +147,13 @@ class ReweightedWakeSleep(Dreaming):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_least(self, samples=1, prior_samples=0, resampled=1, decoded=1)
+        check_least(self, samples=1, prior_samples=0, resampled=1, decoded=0)
 
     def wake_loss(
         self, model: LatentVariableModel, x: Tensor, view: View, progress: float | Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        with torch.no_grad():
+        weighted = torch.is_grad_enabled() and not self.decoded
+        with torch.set_grad_enabled(weighted):
             broad = PriorDraws.of(model, x, self.prior_samples) if self.prior_samples else None
         classification = -view.log_label if view.log_label is not None else None
         if view.summed:
@@ -160,21 +162,27 @@ class ReweightedWakeSleep(Dreaming):
             view = _told(view, choose(target))
         with torch.no_grad():
             draw = model.posterior.condition(view.features.detach()).draw((self.samples,))
+        with torch.set_grad_enabled(weighted):
             weights = model.weigh(x, draw, view.label)
             log_weight = weights.log_weight()
-            z = self._resample(draw.z, log_weight, broad, view.label)
+            candidates, log_share = self._candidates(draw.z, log_weight, broad, view.label)
             terms = bound_terms(view, weights)
+        z = taken(candidates, resample(log_share.detach(), self.resampled))
         if classification is not None:
             terms["classification"] = classification
         conditional = model.posterior.condition(view.features)
-        wake = -conditional.log_bound(z, self.levels).mean(0)
-        decoded = z[: self.decoded]
-        terms |= {"resampled_reconstruction": -model.likelihood.log_prob(x, decoded).mean(0), "wake": wake}
-        loss = terms["resampled_reconstruction"] - model.prior.log_prob(decoded, view.label).mean(0) + wake
+        terms["wake"] = loss = -conditional.log_bound(z, self.levels).mean(0)
+        if self.decoded:
+            decoded = z[: self.decoded]
+            terms["resampled_reconstruction"] = -model.likelihood.log_prob(x, decoded).mean(0)
+            loss = loss + terms["resampled_reconstruction"] - model.prior.log_prob(decoded, view.label).mean(0)
+        else:
+            terms["marginal"] = -log_share.logsumexp(0)
+            loss = loss + terms["marginal"]
         if classification is not None:
             loss = loss + classification
         if self.variance_weight > 0 and self.samples > 1:
-            terms["log_variance"] = robust_log_variance(conditional, draw, log_weight)
+            terms["log_variance"] = robust_log_variance(conditional, draw, log_weight.detach())
             loss = loss + self.variance_weight * progress * terms["log_variance"]
         return loss, terms
 
@@ -187,12 +195,15 @@ class ReweightedWakeSleep(Dreaming):
             log_joint = torch.logaddexp(log_joint, broad.log_joint())
         return damped(view, log_joint, self.label_rate)
 
-    def _resample(self, z: Tensor, log_weight: Tensor, broad: PriorDraws | None, label: Tensor | None) -> Tensor:
-        """Of the draws of q, z (K, B, D) of log weight (K, B), and those of the prior M for each example: (M, B, D)."""
-        if broad is not None:
-            z = torch.cat([z, broad.z[:, None].expand(-1, *z.shape[1:])])
-            log_weight = torch.cat([log_weight - math.log(self.samples), broad.log_weight(label)])
-        return taken(z, resample(log_weight, self.resampled))
+    def _candidates(
+        self, z: Tensor, log_weight: Tensor, broad: PriorDraws | None, label: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The draws of q, z (K, B, D) of log weight (K, B), and those of the prior; their shares of p̂_θ(x), (C, B)."""
+        log_share = log_weight - math.log(self.samples)
+        if broad is None:
+            return z, log_share
+        z = torch.cat([z, broad.z[:, None].expand(-1, *z.shape[1:])])
+        return z, torch.cat([log_share, broad.log_weight(label)]) - math.log(2)
 
 
 def _told(view: View, label: Tensor) -> View:
