@@ -227,19 +227,19 @@ def test_importance_weighted_bound_grows_with_draws_and_stays_below_the_evidence
 
 def train_diffusion(world):
     """From the Gaussian of the right moments: simulator training in batches, then the ELBO with path gradients."""
-    posterior = DiffusionPosterior(world.encoder(), 2, steps=40, noise="cosine", denoiser_size=32, denoiser_layers=2)
+    posterior = DiffusionPosterior(world.encoder(), 2, steps=20, noise="cosine", denoiser_size=32, denoiser_layers=2)
     set_gaussian("diffusion", posterior, world.gain, world.offset, world.covariance.diagonal())
     model = world.model(posterior)
 
     def simulated(progress):
-        z, x = world.simulate(256)
+        z, x = world.simulate(128)
         return -posterior(x).log_bound(z, levels=4)
 
     def bound(progress):
         _, x = world.simulate(128)
         return next(ELBO(path_gradient=True).updates(model, Batch(x))).loss
 
-    for loss, steps, lr in ((simulated, 2500, 1e-2), (bound, 120, 2e-3)):
+    for loss, steps, lr in ((simulated, 1000, 1e-2), (bound, 60, 2e-3)):
         optimizer = torch.optim.Adam(posterior.parameters(), fused=True)
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))

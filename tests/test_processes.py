@@ -190,7 +190,7 @@ def read(path):
 
 @pytest.mark.slow
 def test_two_processes_learn_what_one_learns_and_go_on_with_what_one_began(tmp_path):
-    """Every method and objective, to the end of two epochs: by one process; by two; begun by one, ended by the other."""
+    """Every method and objective, for two epochs: by one process; by two; begun by one, ended by the other."""
     run(1, train_alone, tmp_path)
     run(2, train_together, tmp_path)
     run(1, end_alone, tmp_path)
