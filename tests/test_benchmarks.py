@@ -307,9 +307,13 @@ def test_energy_distance_is_that_of_shifted_normals(bench: SimpleNamespace) -> N
     assert distance(x, y) < 0.1
 
 
-def test_guides_are_compared(bench: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+def test_guides_are_compared(
+    bench: SimpleNamespace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("pyro")
     script = importlib.import_module("pyro_guides")
+    monkeypatch.setattr(script, "DRAWS", 50)
+    monkeypatch.setattr(script, "BOUND_DRAWS", 100)
     script.main(
         ["banana", "eight_schools", "--steps", "3", "--particles", "4", "--nuts", "20", "--seeds", "0", "--json"]
     )
@@ -462,8 +466,11 @@ def test_every_estimator_stays_within_the_prior(bench: SimpleNamespace) -> None:
             assert simulator.prior.support.check(draws).all()
 
 
-def test_few_labels_are_searched_and_measured(bench: SimpleNamespace, tmp_path: Path, capsys: Any) -> None:
-    small = ["n_labels=40", "epochs=1", "hidden_size=16", "limit=200"]
+def test_few_labels_are_searched_and_measured(
+    bench: SimpleNamespace, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, brief: None
+) -> None:
+    monkeypatch.setitem(bench.semi_supervised.CLASSIFIER, "steps", 50.0)
+    small = ["n_labels=40", "epochs=1", "hidden_size=16", "limit=200", "evaluation=quick", "report=false"]
     common = ["--dataset", "digits", "--priors", "pinwheel", "--seeds", "1"]
     bench.semi_supervised.main([*common, "--methods", "vae", "--search", "--held-out", "0.5", *small])
     assert "accuracy 0." in capsys.readouterr().out

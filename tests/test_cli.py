@@ -128,7 +128,7 @@ def test_train_evaluate_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert 0 < draws["mean"].min() < draws["mean"].max() < 1
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path, brief: None) -> None:
     folder = tmp_path / "run"
     words = [*SMALL, "epochs=150", "report=false", f"out={folder}"]
     program = [sys.executable, "-m", "ddvi.cli", "train"]
@@ -151,7 +151,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_devices_stop_together_and_one_goes_on(tmp_path: Path) -> None:
+def test_two_devices_stop_together_and_one_goes_on(tmp_path: Path, brief: None) -> None:
     """As a terminal does it, Ctrl-C reaches both processes; one of them speaks."""
     folder = tmp_path / "run"
     words = [*SMALL, "epochs=150", "report=false", f"out={folder}", "device=cpu", "devices=2"]

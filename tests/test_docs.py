@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.distributions import StudentT
 
-from ddvi import catalogue, folders
+from ddvi import catalogue, cli, folders
 from ddvi.evidence import exact_log_likelihood
 from ddvi.methods import ALIASES, METHODS
 from ddvi.randomness import seeded
@@ -120,15 +120,16 @@ def test_the_first_page_runs() -> None:
 
 
 @pytest.mark.slow
-def test_the_page_on_own_data_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_on_own_data_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], brief: None
+) -> None:
     monkeypatch.chdir(tmp_path)
     execute("docs/own_data.md")
     commands = [shlex.split(line) for code in blocks("docs/own_data.md", "sh") for line in code.splitlines()]
     assert [words[1] for words in commands] == ["train", "train", "embed"]
     for words in commands:
         small = ["hidden_size=16", "threads=1", "report=false"] if words[1] == "train" else []
-        result = run(ROOT, "-m", "ddvi.cli", *words[1:], *small, cwd=tmp_path)
-        assert result.returncode == 0, f"{shlex.join(words)}\n{result.stdout}{result.stderr}"
+        assert cli.main([*words[1:], *small]) == 0, f"{shlex.join(words)}\n{capsys.readouterr()}"
     assert len((tmp_path / "latents.csv").read_text().splitlines()) == 601
     labelled = folders.read_metrics(tmp_path / "runs/mine_semi/ddvi_semi/gaussian_mixture/seed0")
     assert len(labelled["confusion_matrix"]) == 3
@@ -171,12 +172,12 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run(root: Path, *words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def run(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Python with the package of `root`, in a process of its own."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "DDVI"))}
     environment["PYTHONPATH"] = str(root / "src")
     return subprocess.run(
-        [sys.executable, *words], cwd=cwd or root, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, *words], cwd=root, env=environment, capture_output=True, text=True, timeout=300
     )
 
 
@@ -189,16 +190,18 @@ def test_the_new_posterior_keeps_the_contracts_and_its_bound_is_the_evidence(ext
 
 @pytest.mark.slow
 def test_the_pages_commands_run_with_one_file_and_one_line_more(extended: Path) -> None:
+    """In one process, in which the commands are called as their script calls them."""
     (data,) = (code for code in blocks("docs/extending.md", "python") if "np.savez" in code)
-    assert run(extended, "-c", data).returncode == 0
     commands = [shlex.split(line) for code in blocks("docs/extending.md", "sh") for line in code.splitlines()]
     assert {words[1] for words in commands} == {"list", "train", "sample"}
+    small = ["limit=200", "hidden_size=16", "threads=1", "report=false"]
+    lines = [data, "from ddvi.cli import main"]
     for words in commands:
-        small = ["limit=200", "hidden_size=16", "threads=1", "report=false"] if words[1] == "train" else []
-        result = run(extended, "-m", "ddvi.cli", *words[1:], *small)
-        assert result.returncode == 0, f"{shlex.join(words)}\n{result.stdout}{result.stderr}"
-        if words[1] == "list":
-            assert "full_gaussian" in result.stdout
+        given = [*words[1:], *(small if words[1] == "train" else [])]
+        lines.append(f"assert main({given}) == 0, {shlex.join(words)!r}")
+    result = run(extended, "-c", "\n".join(lines))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "full_gaussian" in result.stdout.partition("epoch 1/1")[0], "the list comes first"
     metrics = folders.read_metrics(extended / "runs/digits/full_gaussian/pinwheel/seed0")
     assert metrics["elbo"] < metrics["log_likelihood"]
 

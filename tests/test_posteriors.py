@@ -227,19 +227,19 @@ def test_importance_weighted_bound_grows_with_draws_and_stays_below_the_evidence
 
 def train_diffusion(world):
     """From the Gaussian of the right moments: simulator training in batches, then the ELBO with path gradients."""
-    posterior = DiffusionPosterior(world.encoder(), 2, steps=40, noise="cosine", denoiser_size=32, denoiser_layers=2)
+    posterior = DiffusionPosterior(world.encoder(), 2, steps=20, noise="cosine", denoiser_size=32, denoiser_layers=2)
     set_gaussian("diffusion", posterior, world.gain, world.offset, world.covariance.diagonal())
     model = world.model(posterior)
 
     def simulated(progress):
-        z, x = world.simulate(256)
+        z, x = world.simulate(128)
         return -posterior(x).log_bound(z, levels=4)
 
     def bound(progress):
         _, x = world.simulate(128)
         return next(ELBO(path_gradient=True).updates(model, Batch(x))).loss
 
-    for loss, steps, lr in ((simulated, 2500, 1e-2), (bound, 120, 2e-3)):
+    for loss, steps, lr in ((simulated, 1000, 1e-2), (bound, 60, 2e-3)):
         optimizer = torch.optim.Adam(posterior.parameters(), fused=True)
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -391,15 +391,15 @@ def test_bound_is_the_average_log_ratio_over_the_noising_process(steps, noise, g
     guidance = Guidance(BernoulliLikelihood(DenseDecoder(2, torch.Size([3]), 4), torch.Size([3]))) if guided else None
     posterior = perturbed("diffusion", steps=steps, noise=noise, guidance=guidance)
     x = torch.randn(4, 3)
-    repeats = 20_000
+    repeats = 10_000
     with torch.no_grad():
         conditional = posterior(x)
         z = conditional.draw().z.expand(repeats, 4, 2)
         full = conditional.log_bound(z)
         brute_force = conditional.log_ratio(conditional.reverse_path(z))
         one_level = conditional.log_bound(z, levels=1)
-        several = conditional.log_bound(z, levels=max(1, steps - 1))
-        value, error = conditional.log_prob(z[0], 20_000)
+        several = conditional.log_bound(z, levels=max(1, min(2, steps - 1)))
+        value, error = conditional.log_prob(z[0], repeats)
     assert_agree(full - brute_force, "closed-form KL terms and E_r[log_ratio]")
     assert_agree(full - one_level, "the sum over t and T times one drawn t")
     assert_agree(full - several, "the sum over t and a part of it")
@@ -793,9 +793,9 @@ def test_a_path_draw_has_the_value_of_a_draw_and_no_gradient_of_parameters_but_t
 def test_path_gradient_has_the_expectation_of_the_plain_gradient(correlated, name, options, objective, samples):
     posterior = perturbed(name, size=0.15, **options)
     model = correlated.model(posterior)
-    x = correlated.simulate(4)[1].repeat(125, 1)
+    x = correlated.simulate(4)[1].repeat(25, 1)
     plain, path = [], []
-    for seed in range(40):
+    for seed in range(32):
         for found, stopped in ((plain, False), (path, True)):
             torch.manual_seed(seed)
             loss = next(objective(samples, path_gradient=stopped).updates(model, Batch(x))).loss
@@ -806,7 +806,7 @@ def test_path_gradient_has_the_expectation_of_the_plain_gradient(correlated, nam
     along = plain.mean(0) / plain.mean(0).norm()
     assert_agree((path - plain) @ along, "path gradient and plain gradient, along it")
     noise = ((path - plain) @ along).std() / math.sqrt(len(plain))
-    assert noise < 0.1 * plain.mean(0).norm(), "the test has lost its power"
+    assert noise < 0.03 * plain.mean(0).norm(), "the test has lost its power"
 
 
 @exact_posteriors

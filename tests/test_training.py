@@ -27,7 +27,7 @@ from listeners import Messages
 
 METHODS = ("vae", "aae", "ddvi")
 TIME_COLUMNS = {"seconds", "examples_per_second"}
-EPOCHS = 6
+EPOCHS = 4
 TINY = {"hidden_size": 16, "denoiser_size": 16, "steps": 3, "prior_denoiser": False, "parts": 3, "samples": 2}
 
 
@@ -48,8 +48,8 @@ def train(method, path=None, resume=False, seed=0, objective=None, listener=None
     """A short run with a frozen first phase, validation and a last batch that is not full."""
     model, own = tiny_model(method, seed)
     objective = objective or own
-    phases = (Phase(2, objective, frozenset({"likelihood"})), Phase(EPOCHS - 2, objective))
-    schedule = Schedule(options.pop("phases", phases), **{"batch_size": 8, "lr": 1e-2, "seed": seed} | options)
+    phases = (Phase(1, objective, frozenset({"likelihood"})), Phase(EPOCHS - 1, objective))
+    schedule = Schedule(options.pop("phases", phases), **{"batch_size": 12, "lr": 1e-2, "seed": seed} | options)
     trainer = Trainer(model, schedule, tiny_data(), tiny_data(20), path, listener=listener)
     trainer.fit(resume=resume)
     return trainer
@@ -172,12 +172,12 @@ def assert_same_run(path, expected):
 def test_killed_at_random_moments_a_resumed_run_ends_the_same(method, undisturbed, tmp_path):
     path, chance, kills = tmp_path / "state", random.Random(f"kill {method}"), 0
     expected = undisturbed(method)
-    while kills < 4:
+    while kills < 3:
         process = start(method, path, path.exists())
         before = path.stat().st_mtime_ns if path.exists() else 0
         while process.is_alive() and (not path.exists() or path.stat().st_mtime_ns == before):
             time.sleep(0.002)  # until its first save: the time to start is not what is tested
-        time.sleep(chance.uniform(0.0, 0.15))
+        time.sleep(chance.uniform(0.0, 0.07))
         process.kill()
         process.join()
         if process.exitcode == 0:
@@ -189,8 +189,9 @@ def test_killed_at_random_moments_a_resumed_run_ends_the_same(method, undisturbe
     assert_same_run(path, expected)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("moment", ["half written", "written", "renamed"])
+@pytest.mark.parametrize(
+    ("method", "moment"), [("vae", "half written"), ("aae", "written"), ("ddvi", "renamed")]
+)  # a file is written in one way whatever is in it
 def test_killed_while_saving_a_resumed_run_ends_the_same(method, moment, undisturbed, tmp_path):
     path = tmp_path / "state"
     assert finish(method, path, False, (moment, 4)) == -signal.SIGKILL
