@@ -239,7 +239,7 @@ def train_diffusion(world):
         _, x = world.simulate(128)
         return next(ELBO(path_gradient=True).updates(model, Batch(x))).loss
 
-    for loss, steps, lr in ((simulated, 1000, 1e-2), (bound, 60, 2e-3)):
+    for loss, steps, lr in ((simulated, 1500, 1e-2), (bound, 60, 2e-3)):
         optimizer = torch.optim.Adam(posterior.parameters(), fused=True)
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))

@@ -67,8 +67,8 @@ class Overdispersed(torch.nn.Module):
         return Independent(NegativeBinomial(torch.tensor(2.5), logits=self.decoder(z), validate_args=False), 1)
 
 
-def make_trainer(name, path=None, fabric=None, listener=None, seed=0, batches=3):
-    """Two epochs of so many batches: 9 examples each, 6 in the last one of an epoch."""
+def make_trainer(name, path=None, fabric=None, listener=None, seed=0):
+    """Two epochs of ten batches: 9 examples each, 6 in the last one of an epoch."""
     method, objective, changes = CASES[name]
     changes = dict(changes)
     prior, kind = changes.pop("prior", "pinwheel"), changes.pop("likelihood", "bernoulli")
@@ -83,8 +83,7 @@ def make_trainer(name, path=None, fabric=None, listener=None, seed=0, batches=3)
         if kind == "overdispersed":
             model.likelihood = DistributionLikelihood(Overdispersed(), torch.Size([12]))
     with seeded(0, "data"):
-        shape = (9 * batches - 3, 12)
-        x = torch.rand(shape) if kind == "bernoulli" else torch.randint(4 if kind == "categorical" else 2, shape)
+        x = torch.rand(87, 12) if kind == "bernoulli" else torch.randint(4 if kind == "categorical" else 2, (87, 12))
         labelled = Labelled(x[:11], torch.randint(3, (11,))) if semi else None
     schedule = Schedule(tuple(make_phases(settings)), batch_size=9, clip_norm=0.5, seed=0)
     return Trainer(model, schedule, x, x[:5], path, fabric, listener, labelled)
@@ -147,7 +146,7 @@ def interrupt(trainer, step):
 def train_alone(fabric, folder):
     for name in CASES:
         path = folder / f"{name}, alone"
-        interrupt(make_trainer(name, path, fabric), 4)
+        interrupt(make_trainer(name, path, fabric), 12)
         shutil.copy(path, folder / f"{name}, begun alone")
         make_trainer(name, path, fabric).fit(resume=True)
 
@@ -162,7 +161,7 @@ def train_together(fabric, folder):
     """Each process begins with weights of its own, and only the second one is told to stop."""
     for name in CASES:
         path, here = folder / f"{name}, together", fabric.global_rank
-        interrupt(make_trainer(name, path, fabric, seed=here), 4 * here)
+        interrupt(make_trainer(name, path, fabric, seed=here), 12 * here)
         fabric.barrier()  # until the first has saved
         if not here:
             shutil.copy(path, folder / f"{name}, begun together")
@@ -190,7 +189,7 @@ def read(path):
 
 @pytest.mark.slow
 def test_two_processes_learn_what_one_learns_and_go_on_with_what_one_began(tmp_path):
-    """Every method and objective, for two epochs: by one process; by two; begun by one, ended by the other."""
+    """Every method and objective, to the end of 20 steps: by one process; by two; begun by one, ended by the other."""
     run(1, train_alone, tmp_path)
     run(2, train_together, tmp_path)
     run(1, end_alone, tmp_path)
@@ -240,7 +239,7 @@ class Epochs(Messages):
 def meet_bad_steps(fabric, folder):
     """The last of 9 rows is the second process's."""
     listener = Epochs()
-    trainer = make_trainer("vae elbo", folder / f"of {fabric.world_size}", fabric, listener, batches=10)
+    trainer = make_trainer("vae elbo", folder / f"of {fabric.world_size}", fabric, listener)
     (phase,) = trainer.schedule.phases
     spoiled = dataclasses.replace(phase, objective=Spoiled(phase.objective, {2, 5, 14, 15, 16}, 8))
     trainer.schedule = dataclasses.replace(trainer.schedule, phases=(spoiled,))
@@ -317,7 +316,7 @@ def test_distributions_draw_what_they_draw_in_one_process():
 
 def differ(fabric):
     trainer = make_trainer("vae elbo", None, fabric)
-    trainer.train_x = trainer.train_x[fabric.global_rank :]
+    trainer.train_x = trainer.train_x[: 87 - fabric.global_rank]
     with pytest.raises(InputError, match="different amounts of data; give each of them all of it"):
         trainer.fit()
 
