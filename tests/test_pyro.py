@@ -223,7 +223,7 @@ def test_a_subsampled_plate_is_scaled_to_all_of_its_data():
 @pytest.mark.slow
 def test_it_learns_a_correlated_posterior():
     guide = AutoDiffusion(conjugate, init_scale=0.5, **SMALL)
-    train(guide, 400, lr=3e-2, particles=32)
+    train(guide, 250, lr=3e-2, particles=32)
     draws = Predictive(conjugate, guide=guide, num_samples=4000, parallel=True, return_sites=["first", "second"])()
     z = torch.stack([draws["first"].reshape(-1), draws["second"].reshape(-1)], -1)
     expected = exact(X)

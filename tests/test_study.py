@@ -20,7 +20,7 @@ from ddvi import checkpoint, cli, folders, study
 from ddvi.errors import InputError
 from ddvi.settings import resolve
 
-SMALL = ("limit=100", "hidden_size=8", "evaluation=quick")
+SMALL = ("limit=100", "hidden_size=8", "evaluation=quick", "report=false")
 LONG = ("digits", "vae,aae", "pinwheel", "epochs=120", *SMALL)
 
 
