@@ -203,9 +203,9 @@ def test_another_objective_is_one_deviation_with_its_own_defaults() -> None:
 @pytest.mark.parametrize(
     ("dataset", "given", "expected"),
     [
-        ("mnist", {}, (4, 1024, 4, 0, 0.25)),
+        ("mnist", {}, (4, 1024, 4, 4, 0.25)),
         ("mnist", {"latent_size": "8"}, (8, 0, 4, 4, 0.25)),
-        ("mnist", {"latent_size": "8", "prior_samples": "16"}, (4, 16, 4, 0, 0.25)),
+        ("mnist", {"latent_size": "8", "prior_samples": "16"}, (4, 16, 4, 4, 0.25)),
         ("mnist", {"prior_samples": "0"}, (8, 0, 4, 4, 0.25)),
         ("mnist_semi", {}, (8, 512, 4, 1, 0)),
         ("mnist_semi", {"samples": "3"}, (3, 512, 4, 1, 0)),

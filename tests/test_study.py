@@ -95,7 +95,7 @@ def test_stored_studies_and_files(tmp_path: Path) -> None:
         "mnist_importance_weighted": 81,
         "mnist_limit": 3,
         "mnist_frozen_decoder": 30,
-        "mnist_ablations": 40,
+        "mnist_ablations": 41,
         "mnist_equal_time": 18,
     }
     for name in study.stored():

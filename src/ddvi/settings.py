@@ -20,7 +20,7 @@ OBJECTIVE_DEFAULTS: dict[str, dict[str, Any]] = {
         "samples": 4,
         "prior_samples": 1024,
         "resampled": 4,
-        "decoded": 0,
+        "decoded": 4,
         "sleep_weight": 0.3,
     },
     "marginal_likelihood": {"samples": 2000},
@@ -110,9 +110,7 @@ class Settings:
         1, "of all draws those that the posterior learns from; 4 in reweighted_wake_sleep", minimum=1
     )
     decoded: int = setting(
-        1,
-        "of those, at most, that the decoder learns from; 0: all draws by weight, the default with prior_samples",
-        minimum=0,
+        1, "of those, at most, that the decoder learns from; 0: all draws by weight; 4 in reweighted_wake_sleep", minimum=0
     )
     variance_weight: float = setting(
         0.0,
@@ -347,7 +345,7 @@ def _layers(dataset: str, method: str, prior: str, semi: bool, values: Mapping[s
     if values.get("latent_size", FIELDS["latent_size"].default) > 2:
         usual = usual | {"prior_samples": 0}  # where the posterior is a small part of the space, none would hit it
     if objective == "reweighted_wake_sleep" and not values.get("prior_samples", usual["prior_samples"]):
-        usual = usual | {"samples": 8, "decoded": usual["decoded"] or 4}  # nothing but these finds the posterior
+        usual = usual | {"samples": 8}  # nothing but these finds the posterior
     return usual | chosen | layers, objective
 
 
