@@ -110,7 +110,9 @@ class Settings:
         1, "of all draws those that the posterior learns from; 4 in reweighted_wake_sleep", minimum=1
     )
     decoded: int = setting(
-        1, "of those, at most, that the decoder learns from; 0: all draws by weight; 4 in reweighted_wake_sleep", minimum=0
+        1,
+        "of those, at most, that the decoder learns from; 0: all draws by weight; 4 in reweighted_wake_sleep",
+        minimum=0,
     )
     variance_weight: float = setting(
         0.0,

@@ -94,7 +94,7 @@ class ReweightedWakeSleep(Dreaming):
         (z_k, a_k) ~ q(z, a | x),    w_k = p_θ(x, z_k) r(a_k|z_k) / q(z_k, a_k|x),    k = 1 … K
         z_s ~ p(z),                  w_s = p_θ(x | z_s),                              s = 1 … S
         z* = z_k or z_s with probability in proportion to w_k / K or w_s / S, M times
-        decoder:    log ½( Σ_k w_k / K + Σ_s w_s / S ); or log p_θ(x | z*), the mean over the first `decoded` of them
+        decoder:    log p_θ(x | z*), the mean over the first `decoded` of them; 0: log ½( Σ_k w_k / K + Σ_s w_s / S )
         posterior:  E_r[ log q(z*, a|x) − log r(a|z*) ], the mean over all of them
                     + sleep_weight · the same at fantasies z ~ p(z), x ~ p_θ(x|z)
                     − progress · variance_weight · Σ_k h( log w_k − mean_k log w_k ) / (K − 1)
