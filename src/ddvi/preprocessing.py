@@ -111,7 +111,7 @@ class Standardise(Preprocessing):
 
     @property
     def log_volume(self) -> float:
-        return self.scale.double().log().sum().item()
+        return self.scale.cpu().double().log().sum().item()
 
 
 @final

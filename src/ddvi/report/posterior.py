@@ -58,6 +58,7 @@ def side_by_side(model: LatentVariableModel, x: Tensor) -> list[dict[str, Any]]:
         raise InputError(f"the exact posterior needs a latent space of 2 dimensions, not {model.posterior.latent_size}")
     evidence = exact_log_likelihood(model.prior, model.likelihood, x, nodes=10_000).log_likelihood
     coarse, spacing = _prior_nodes(model)
+    volume = model.preprocessing.log_volume
     share = (_log_joint(model, x, coarse) - evidence[:, None] + 2 * math.log(spacing)).exp()
     exact = model.posterior.has_density and not model.conditional(x[:1]).auxiliaries
     found = []
@@ -71,11 +72,11 @@ def side_by_side(model: LatentVariableModel, x: Tensor) -> list[dict[str, Any]]:
         nodes = torch.stack([across.expand(_SIDE, _SIDE), up[:, None].expand(_SIDE, _SIDE)], -1).flatten(0, 1)
         log_p = _log_joint(model, one, nodes)[0] - log_evidence
         entry: dict[str, Any] = {"window": window, "side": _SIDE, "exact": packed(log_p.exp())}
-        entry["log_likelihood"] = log_evidence.item()
+        entry["log_likelihood"] = log_evidence.item() - volume
         if model.posterior.has_density:
             q = model.log_posterior(one, nodes[:, None], 1)[:, 0].exp() if exact else smoothed(draws, nodes)
             entry |= {"approximate": packed(q), "draws": 0 if exact else len(draws)}
-            entry |= {"bound": model.log_weights(one, _DRAWS).double().mean().item()}
+            entry |= {"bound": model.log_weights(one, _DRAWS).double().mean().item() - volume}
             entry |= _gap(model, one, draws[:_GAP_DRAWS], log_evidence)
         else:
             entry["point"] = draws[0].tolist()
