@@ -87,7 +87,8 @@ def draw_all(
         real = model.preprocessing.picture(dataset.test_x[: len(samples)].to(device))
         if raw.dim() == 4:
             low, high = shades(model.preprocessing, dataset.test_x[:_MOST_SHADED].to(device), dataset.maximum)
-            samples, *pairs = ((model.preprocessing.restore(x) - low) / (high - low) for x in (samples, *pairs))
+            shaded = [(model.preprocessing.restore(x) - low) / (high - low) for x in (samples, *pairs)]
+            samples, pairs = shaded[0], (shaded[1], shaded[2])
     labels = None if dataset.test_y is None else dataset.test_y[: len(z)]
     save(latent_space(z, labels, prior_z, dataset.classes, title, guess, prior_label), folder / "latents.png")
     save(sample_grid(samples, real, title, dataset.classes if semi else ()), folder / "samples.png")
