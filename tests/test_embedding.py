@@ -96,9 +96,6 @@ def test_densities_are_in_the_datas_own_units(brief: None, tmp_path: Path) -> No
         assert metrics[0][name] - metrics[1][name] == pytest.approx(3 * np.log(1000), abs=1e-3)
     assert bounds[0] - bounds[1] == pytest.approx(3 * np.log(1000), abs=1e-3)
     assert metrics[0]["inference_gap"] == pytest.approx(metrics[1]["inference_gap"], abs=1e-3)
-    # The best Gaussian in metres: nothing is lost, and nothing counted twice.
-    gaussian = -0.5 * (3 * (1 + np.log(2 * np.pi)) + np.linalg.slogdet(np.cov(x.T))[1])
-    assert metrics[0]["log_likelihood"] < gaussian + 1
 
 
 def test_equal_seeds_give_equal_tables_in_every_form(folders: dict[str, Path], tmp_path: Path) -> None:

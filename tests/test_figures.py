@@ -47,7 +47,8 @@ def draw(folder, kind="images", labels=True, size=2, history=HISTORY, method="dd
     folder.mkdir(exist_ok=True)
     data = dataset(kind, labels)
     likelihood = "categorical" if kind == "categories" else "auto"
-    settings = resolve("digits", method, PRIORS[size], TINY | {"latent_size": size, "likelihood": likelihood})
+    options = TINY | {"latent_size": size, "likelihood": likelihood}
+    settings = resolve("digits" + "_semi" * method.endswith("_semi"), method, PRIORS[size], options)
     with seeded(0, "model"):
         model = build_model(settings, observe(data, settings), data.train_x).eval()
     figures.draw_all(folder, model, data, history, settings)
@@ -74,6 +75,15 @@ def test_every_kind_of_data(kind, tmp_path):
 def test_every_latent_size_with_and_without_labels(size, labels, tmp_path):
     draw(tmp_path, labels=labels, size=size)
     assert_pictures(tmp_path)
+
+
+@pytest.mark.parametrize("method", ["ddvi_semi", "aae_semi", "vae"])
+def test_what_has_learnt_labels_and_what_has_not(method, tmp_path, monkeypatch):
+    panels, whole = [], figures.latent_space
+    monkeypatch.setattr(figures, "latent_space", lambda *given: panels.append(whole(*given)) or panels[-1])
+    draw(tmp_path, method=method)
+    assert_pictures(tmp_path)
+    assert len(panels[0].axes) == (3 if method.endswith("_semi") else 2), "by true and by predicted label"
 
 
 def test_the_same_each_time_and_no_random_state_is_touched(tmp_path):

@@ -128,15 +128,17 @@ def read_history(folder: Path) -> list[dict[str, str]]:
         ) from None
 
 
+_BESIDE = ("skipped", "examples_per_second", "seconds")
+
+
 def terms(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """What of a history's rows is of the objective: all but what counts and times."""
-    beside = ("epoch", "skipped", "examples_per_second", "seconds")
-    return [name for name in dict.fromkeys(name for row in rows for name in row) if name not in beside]
+    return [name for name in dict.fromkeys(name for row in rows for name in row) if name not in ("epoch", *_BESIDE)]
 
 
 def write_history(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write `history.csv`: the epoch, the terms as they appear, then what every row ends with."""
-    last = ("validation_bound", "skipped", "examples_per_second", "seconds")
+    last = ("validation_bound", *_BESIDE)
     names = list(dict.fromkeys(name for row in rows for name in row))
     names = [name for name in names if name not in last] + [name for name in last if name in names]
 

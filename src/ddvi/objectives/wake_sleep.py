@@ -116,7 +116,7 @@ class ReweightedWakeSleep(Dreaming):
         prior_samples: S; with several labels the next multiple of their number.
         resampled: M.
         decoded: how many of these the decoder learns from, at most M; with 0 from all draws by their weights, which is
-            what it learns from resampled ones on average, without their variance.
+            what it learns from resampled ones on average, without their variance; where S is 0 the ½ falls away.
         variance_weight: weight of the log-variance loss at the end of training; without effect where K is 1.
         sleep_weight: weight of the sleep term.
         levels: terms of the chain drawn per example; all if None.
@@ -198,7 +198,7 @@ class ReweightedWakeSleep(Dreaming):
     def _candidates(
         self, z: Tensor, log_weight: Tensor, broad: PriorDraws | None, label: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The draws of q, z (K, B, D) of log weight (K, B), and those of the prior; their shares of p̂_θ(x), (C, B)."""
+        """Draws of q, z (K, B, D) of log weight (K, B), and of the prior; logs of their shares of p̂_θ(x), (K + S, B)."""
         log_share = log_weight - math.log(self.samples)
         if broad is None:
             return z, log_share
