@@ -198,7 +198,7 @@ class ReweightedWakeSleep(Dreaming):
     def _candidates(
         self, z: Tensor, log_weight: Tensor, broad: PriorDraws | None, label: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Draws of q, z (K, B, D) of log weight (K, B), and of the prior; logs of their shares of p̂_θ(x), (K + S, B)."""
+        """Draws of q, z (K, B, D) of log weight (K, B), and of the prior; log shares of p̂_θ(x), (K + S, B)."""
         log_share = log_weight - math.log(self.samples)
         if broad is None:
             return z, log_share
